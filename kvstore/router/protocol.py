@@ -1,0 +1,77 @@
+"""What the API and the node's own parts ask of the router; `kvstore/router/router.py` fulfils it.
+
+A request is one frame of `base.stream` for one shard (shard 0: the router finds the shard from the first key). It is
+answered by one call of `reply`, on the loop, never from inside `submit`.. unless it is refused at once.
+
+Invariant: `reply` is called exactly once, within the frame's timeout (bounded by DEADLINE_MS_MAX), whatever happens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from kvstore.base.operations import Mutation, ReadOperation, Result
+from kvstore.base.shards import Route
+from kvstore.base.stream import Mutate, Read, Refused, Results
+
+ReplyTo = Callable[[Results | Refused], None]
+
+
+class Router(Protocol):
+    # -- the stream's way: strict, never forwards
+    def mutate(self, frame: Mutate, reply: ReplyTo) -> None:
+        """Stage at the local leader, or refuse (NOT_LEADER, STALE_ROUTE, OVERLOADED, ...)."""
+
+    def read(self, frame: Read, reply: ReplyTo) -> None: ...
+
+    # -- REST's way: finds the shard, forwards one hop, follows one stale route; raises KVError
+    async def execute(
+        self,
+        keyspace: str,
+        operations: Sequence[Mutation],
+        *,
+        timeout_ms: int,
+        session: bytes = b"",
+        low: int = 0,
+        issued_at: int = 0,
+    ) -> list[Result]:
+        """All operations go to the shard of the first one's key."""
+
+    async def query(
+        self,
+        keyspace: str,
+        operations: Sequence[ReadOperation],
+        *,
+        timeout_ms: int,
+        max_staleness_ms: int = -1,
+    ) -> tuple[list[Result], int, int]:
+        """(results, applied index, age in ms) ; the last two are 0 for linearizable reads."""
+
+    # -- what there is
+    def routes(self) -> tuple[int, dict[str, int], list[Route]]:
+        """(version, keyspace names to numbers, routes of all shards in key order)."""
+
+    def stamp_ms(self) -> int:
+        """What a client should count `issued_at` from."""
+
+
+class Admin(Protocol):
+    """What the administrative endpoints ask of the node. Each raises KVError; results are JSON-ready."""
+
+    def status(self) -> dict[str, Any]:
+        """This node: name, node id, cluster id, version, uptime, role per shard, disk, boot id, ..."""
+
+    async def members(self) -> list[dict[str, Any]]:
+        """name, node_id, address, state (alive, suspect, dead, left), labels, version."""
+
+    def shards(self) -> list[dict[str, Any]]:
+        """id, keyspace, start, end, epoch, leader, replicas: [{node, role}], approximate_bytes, ... (design.md, 10)."""
+
+    async def join(self, *, name: str, node_id: str, address: str, labels: dict[str, str]) -> dict[str, Any]: ...
+    async def remove_node(self, name: str) -> dict[str, Any]: ...
+    async def add_replica(self, shard: int, node: str) -> dict[str, Any]: ...
+    async def remove_replica(self, shard: int, node: str) -> dict[str, Any]: ...
+    async def transfer(self, shard: int, node: str) -> dict[str, Any]: ...
+    async def ready(self) -> dict[str, Any]:
+        """Raises Unavailable unless this node can commit and read."""
