@@ -1,0 +1,229 @@
+"""The one loop that drives all replicas of a node: timers, the pump, the disk's answers, the network's messages.
+
+A turn: everything that arrived marks replicas dirty and schedules one pump; the pump sends messages, hands one
+transaction to the log thread, and then applies what is committed while disk and peers work.
+
+Invariant: at most one pump is scheduled at a time, and it never runs inside a handler.
+Invariant: two ticks of a replica are never closer than tick_ms, however late the loop runs (a lease promise counts
+           ticks as time that has really passed).
+Called by: kvstore/node.py.   Read first: host_core.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+
+from kvstore.replica.environment import Environment
+from kvstore.replica.flush import Flusher
+from kvstore.replica.host_core import HostCore, Outbox, Persisted
+from kvstore.replica.lifecycle import Lifecycle
+from kvstore.replica.replica import Replica
+from kvstore.replica.requests import Request
+from kvstore.replica.snapshots import Snapshots
+from kvstore.transport.protocol import GroupMessage, PeerTransport
+from raft import MessageType, Role
+
+logger = logging.getLogger(__name__)
+
+HASTE_MS_MIN = 20
+HASTE_MS_MAX = 80
+TRANSFER_SECONDS_MAX = 3.0
+LEADER_MESSAGES = (MessageType.APPEND, MessageType.HEARTBEAT, MessageType.SNAPSHOT)
+
+
+class HostDriver:
+    """Runs a HostCore on the current event loop. It is the node's PeerHandler."""
+
+    def __init__(self, environment: Environment, *, on_fatal: Callable[[BaseException], None]) -> None:
+        self.environment = environment
+        self.core = HostCore(environment)
+        self.lifecycle = Lifecycle(self.core, environment)
+        self.flusher = Flusher(self.core, environment)
+        self.snapshots = Snapshots(self.core, environment, self.lifecycle, self.flusher, self.schedule_pump)
+        self.on_fatal = on_fatal
+        self.on_turn: Callable[[], None] | None = None  # the router's wish to look at roles after each pump
+        self._loop = asyncio.get_running_loop()
+        self._pump_scheduled = False
+        self._tick_handle: asyncio.TimerHandle | None = None
+        self._tick_due = 0.0
+        self._closed = False
+        self._transport: PeerTransport | None = None
+
+    # -- start and end ---------------------------------------------------------------------------------------------
+
+    def attach(self, transport: PeerTransport) -> None:
+        self._transport = transport
+        self.snapshots.transport = transport
+
+    def start(self) -> None:
+        """Load what the disk holds and begin to tick."""
+        self.lifecycle.load_all()
+        self._schedule_tick()
+        self.schedule_pump()
+
+    def campaign_if_alone(self) -> None:
+        """A group whose only voter is here need not wait for an election timeout."""
+        for replica in self.core.replicas.values():
+            if replica.raw.conf_state.voters == (replica.replica_id,) and not replica.raw.conf_state.voters_outgoing:
+                replica.raw.campaign()
+                self.core.mark(replica)
+        self.schedule_pump()
+
+    async def hand_over(self) -> None:
+        """Before a graceful stop: give every leadership away, and wait until it is taken (bounded)."""
+        for replica in list(self.core.replicas.values()):
+            if replica.transfer_away():
+                self.core.mark(replica)
+        self.schedule_pump()
+        deadline = self._loop.time() + TRANSFER_SECONDS_MAX
+        while self._loop.time() < deadline and any(
+            replica.raw.status().transfer_target for replica in self.core.replicas.values() if replica.is_leader
+        ):
+            await asyncio.sleep(self.environment.config.tick_ms / 1_000)
+
+    async def close(self) -> None:
+        """Stop ticking and pumping. Requests that wait are answered. The stores are closed by who opened them."""
+        self._closed = True
+        if self._tick_handle is not None:
+            self._tick_handle.cancel()
+        await self.snapshots.close()
+        for replica in self.core.replicas.values():
+            replica.end_requests("the node is stopping")
+
+    # -- the pump --------------------------------------------------------------------------------------------------
+
+    def schedule_pump(self) -> None:
+        if not self._pump_scheduled and not self._closed:
+            self._pump_scheduled = True
+            self._loop.call_soon(self._pump)
+
+    def mark(self, replica: Replica) -> None:
+        """The replica has something to do."""
+        self.core.dirty[replica.group] = replica
+        if not self._pump_scheduled:
+            self.schedule_pump()
+
+    def track(self, request: Request) -> None:
+        """Bound the request's stay by its deadline."""
+        self.core.deadlines.add(request)
+
+    def _pump(self) -> None:
+        self._pump_scheduled = False
+        if self._closed:
+            return
+        try:
+            self._turn()
+        except BaseException as error:
+            # Half of a turn's effects may have been started: nothing after this can be trusted.
+            self._closed = True
+            self.on_fatal(error)
+            raise
+
+    def _turn(self) -> None:
+        effects = self.core.pump()
+        self._send(effects.outbox)
+        if effects.writes:
+            persisted = effects.persisted
+            self.environment.log_store.submit(effects.writes, lambda: self._on_durable(persisted))
+        for node, group, replica_id in effects.removed:
+            assert self._transport is not None
+            self._transport.send_removed(node, group, replica_id)
+        self.core.apply(effects)
+        for replica, message in effects.snapshots:
+            self.snapshots.send(replica, message)
+        self._admit_strangers()
+        self._destroy_removed()
+        if self.core.dirty:
+            self.schedule_pump()
+        if self.on_turn is not None:
+            self.on_turn()
+
+    def _on_durable(self, persisted: list[Persisted]) -> None:
+        if self._closed:
+            return
+        self._send(self.core.on_durable(persisted))
+        self.schedule_pump()
+
+    def _send(self, outbox: Outbox) -> None:
+        transport = self._transport
+        if transport is None:
+            return
+        metrics = self.environment.metrics
+        for node, messages in outbox.items():
+            if transport.send(node, messages):
+                metrics.raft_messages_sent += len(messages)
+            else:
+                metrics.raft_messages_dropped += len(messages)
+
+    def _admit_strangers(self) -> None:
+        strangers, self.core.strangers = self.core.strangers, []
+        for _node, envelope in strangers:
+            # Only a leader makes a replica: a vote request may come from one that does not know of its own removal.
+            if envelope.message.type in LEADER_MESSAGES:
+                self.lifecycle.admit(envelope.group, envelope.message.to_id)
+
+    def _destroy_removed(self) -> None:
+        for replica in [one for one in self.core.replicas.values() if one.removed and not one.is_leader]:
+            self.lifecycle.destroy(replica)
+
+    # -- time ------------------------------------------------------------------------------------------------------
+
+    def _schedule_tick(self) -> None:
+        delay = self.environment.config.tick_ms / 1_000
+        self._tick_due = self._loop.time() + delay
+        self._tick_handle = self._loop.call_later(delay, self._tick)
+
+    def _tick(self) -> None:
+        if self._closed:
+            return
+        self.environment.metrics.loop_stall_seconds.observe(max(0.0, self._loop.time() - self._tick_due))
+        now_ms = self.environment.clock.boot_ms()
+        self.core.tick(now_ms)
+        self.flusher.tick(now_ms)
+        self._schedule_tick()  # counted from now: a late tick is not made up for
+        self.schedule_pump()
+
+    # -- the network (PeerHandler) ---------------------------------------------------------------------------------
+
+    def on_messages(self, node: str, messages: list[GroupMessage]) -> None:
+        self.core.on_messages(node, messages)
+        self.schedule_pump()
+
+    def on_removed(self, node: str, group: int, replica_id: int) -> None:
+        """A peer has buried the replica that we wrote to; Raft's own answer (no reply) is enough for safety."""
+        logger.info("group %d: replica %d is gone from node %s", group, replica_id, node)
+
+    def on_peer_up(self, node: str, boot: str) -> None:
+        logger.info("connected with %s", self._name(node))
+
+    def on_peer_gone(self, node: str) -> None:
+        if self._closed:
+            return
+        for replica in self.core.peer_gone(node):
+            logger.info("group %d: %s, which leads, is gone", replica.group, self._name(node))
+            delay = self.environment.rng.randint(HASTE_MS_MIN, HASTE_MS_MAX) / 1_000
+            self._loop.call_later(delay, self._hasten, replica)
+        self.schedule_pump()
+
+    def _hasten(self, replica: Replica) -> None:
+        if not self._closed:
+            self.core.hasten(replica)
+            self.schedule_pump()
+
+    async def on_snapshot(self, node: str, header: bytes, chunks: AsyncIterator[tuple[int, bytes]]) -> None:
+        await self.snapshots.receive(node, header, chunks)
+
+    def snapshot_resume_at(self, node: str, header: bytes) -> int:
+        return self.snapshots.resume_at(header)
+
+    def _name(self, node: str) -> str:
+        place = self.environment.address_of(node)
+        return place.name if place is not None else node
+
+    # -- what there is ---------------------------------------------------------------------------------------------
+
+    def leads(self, group: int) -> bool:
+        replica = self.core.replicas.get(group)
+        return replica is not None and replica.raw.role == Role.LEADER

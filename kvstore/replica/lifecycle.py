@@ -1,0 +1,225 @@
+"""How replicas come to be on this node, are loaded after a restart, and are destroyed.
+
+Invariant: a replica's identity is durable before its first message leaves.
+Invariant: a tombstone is durable before any of the replica's data is deleted; its replica id never rises again.
+Invariant: ranges of replicas on a node never overlap.
+Invariant: two environments are never atomic together. Where the flushed state is ahead of the log (a crash between a
+           snapshot's last transaction and the log's reset), the log is reset to the state's position.
+Called by: host_driver, snapshots.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Sequence
+
+from kvstore.base.config import ReadMode
+from kvstore.base.shards import ShardDescriptor
+from kvstore.replica.environment import Environment
+from kvstore.replica.host_core import HostCore
+from kvstore.replica.membership import image_conf_state
+from kvstore.replica.replica import Replica
+from kvstore.state.shard import ShardState
+from kvstore.storage.protocol import GroupLog, LogWrite, ReplicaIdentity, ShardImage
+from raft import Config, ConfState, HardState, RawNode, SnapshotMeta
+from raft.errors import LogCompacted, LogUnavailable
+
+logger = logging.getLogger(__name__)
+
+FOUNDING_INDEX = 1
+FOUNDING_TERM = 1
+"""Where the logs of founding replicas begin, so that an empty log (index 0) always needs a snapshot."""
+
+
+def _nothing() -> None:
+    """For submissions that nobody waits for."""
+
+
+class Lifecycle:
+    """Creates, loads and destroys the replicas of a host."""
+
+    def __init__(self, core: HostCore, environment: Environment) -> None:
+        self.core = core
+        self.environment = environment
+        self._admitting: set[int] = set()
+
+    # -- start -----------------------------------------------------------------------------------------------------
+
+    def load_all(self) -> None:
+        """Every replica that the disk knows, in the order of the groups."""
+        for group, identity in sorted(self.environment.log_store.groups().items()):
+            if identity.tombstone:
+                self.core.tombstones[group] = identity.replica_id
+                self._finish_destruction(group)
+            else:
+                self.core.add(self._load(group, identity.replica_id))
+
+    def found(self, descriptor: ShardDescriptor, conf_state: ConfState, *, stamp: int, done: Callable[[], None]) -> None:
+        """Write the first state and log of a founding replica; nothing runs yet. May be done again after a crash."""
+        environment = self.environment
+        place = descriptor.replica_on(environment.node)
+        assert place is not None
+        state = ShardState.create(
+            descriptor.id,
+            descriptor,
+            conf_state,
+            applied_index=FOUNDING_INDEX,
+            applied_term=FOUNDING_TERM,
+            stamp=stamp,
+            store=environment.state_store,
+        )
+        write = LogWrite(
+            group=descriptor.id,
+            identity=ReplicaIdentity(replica_id=place.replica_id),
+            reset=(FOUNDING_INDEX, FOUNDING_TERM),
+            hard_state=HardState(term=FOUNDING_TERM, commit=FOUNDING_INDEX),
+        )
+        image = state.change().image
+        environment.state_store.create_shard(
+            descriptor.id, image, lambda: environment.log_store.submit([write], done)
+        )
+
+    def _load(self, group: int, replica_id: int) -> Replica:
+        environment = self.environment
+        image = environment.state_store.shards().get(group)
+        if group in environment.state_store.incomplete():
+            log = environment.log_store.open_group(group, verify_from=0)
+            logger.warning("group %d: an installation of a snapshot was cut off; it is to be healed by the leader", group)
+            self._forget_log(group, log)
+            return self._make(group, log, None)
+        if image is None:  # admitted, and no snapshot came yet
+            log = environment.log_store.open_group(group, verify_from=0)
+            return self._make(group, log, None)
+        log = environment.log_store.open_group(group, verify_from=image.applied_index)
+        if not _holds(log, image):
+            environment.log_store.submit(
+                [LogWrite(group=group, reset=(image.applied_index, image.applied_term))], _nothing
+            )
+        log.conf_state = image_conf_state(image)
+        if log.identity.damaged_at:
+            logger.warning(
+                "group %d: log records behind index %d are lost; this replica does not vote until the leader has healed it",
+                group, log.last_index(),
+            )  # fmt: skip
+        state = ShardState.load(group, image, environment.state_store.sessions(group), environment.state_store)
+        return self._make(group, log, state)
+
+    def _forget_log(self, group: int, log: GroupLog) -> None:
+        """The data that the log continues from is gone: begin empty, as a replica that lost what it acknowledged."""
+        damaged = ReplicaIdentity(
+            replica_id=log.identity.replica_id, damaged_at=max(1, log.last_index(), log.identity.damaged_at)
+        )
+        log.identity = damaged
+        self.environment.log_store.submit([LogWrite(group=group, identity=damaged, reset=(0, 0))], _nothing)
+
+    def _make(self, group: int, log: GroupLog, state: ShardState | None) -> Replica:
+        environment = self.environment
+        config = environment.config
+        raft_config = Config(
+            replica_id=log.identity.replica_id,
+            election_ticks=max(4, config.election_ms // config.tick_ms),
+            heartbeat_ticks=max(1, config.heartbeat_ms // config.tick_ms),
+            tick_ms=config.tick_ms,
+            lease_reads=config.read_mode == ReadMode.LEASE,
+        )
+        raw = RawNode(
+            raft_config,
+            log,
+            random.Random(environment.rng.getrandbits(64)),
+            applied=0 if state is None else state.applied_index,
+            now_ms=environment.clock.boot_ms(),
+            campaign_barred=log.identity.damaged_at > 0,
+        )
+        if state is not None:
+            log.set_snapshot(SnapshotMeta(state.applied_index, state.applied_term, state.conf_state))
+        return Replica(
+            group=group, replica_id=log.identity.replica_id, raw=raw, log=log, state=state, environment=environment
+        )
+
+    # -- while running ---------------------------------------------------------------------------------------------
+
+    def admit(self, group: int, replica_id: int) -> None:
+        """A leader writes to a replica that is to be here: make an empty one, which its snapshot will fill."""
+        if group in self._admitting or self.core.tombstones.get(group, 0) >= replica_id:
+            return
+        old = self.core.replicas.get(group)
+        if old is not None:
+            if old.replica_id >= replica_id:
+                return
+            self.destroy(old)  # removed while it was not listening, and added again
+        if group in self.environment.state_store.incomplete():
+            return  # the old one's data is still being deleted; the leader asks again
+        self._admitting.add(group)
+        identity = ReplicaIdentity(replica_id=replica_id)
+
+        def durable() -> None:
+            self._admitting.discard(group)
+            if group not in self.core.replicas:
+                log = self.environment.log_store.open_group(group, verify_from=0)
+                self.core.add(self._make(group, log, None))
+                logger.info("group %d: replica %d is admitted and waits for its snapshot", group, replica_id)
+
+        self.environment.log_store.submit([LogWrite(group=group, identity=identity, reset=(0, 0))], durable)
+
+    def reload_without_state(self, replica: Replica) -> Replica:
+        """An installation broke off and left no usable state: begin as a replica that is to be healed."""
+        group = replica.group
+        replica.end_requests("the replica is being restored from the leader")
+        if self.core.replicas.get(group) is replica:
+            self.core.remove(group)
+        log = replica.log
+        self._forget_log(group, log)
+        log.conf_state = ConfState()
+        fresh = self._make(group, log, None)
+        fresh.node_of.update(replica.node_of)
+        self.core.add(fresh)
+        return fresh
+
+    def destroy(self, replica: Replica) -> None:
+        """The replica is no member any more: tombstone first, then the data, in bounded steps."""
+        group = replica.group
+        self.core.remove(group)
+        self.core.tombstones[group] = replica.replica_id
+        replica.end_requests("the replica was removed from this node")
+        state = replica.state
+        replica.state = None
+        identity = ReplicaIdentity(replica_id=replica.replica_id, tombstone=True)
+
+        def buried() -> None:
+            if state is not None:
+                descriptor = state.descriptor
+                self.environment.state_store.destroy_shard(group, descriptor.start, descriptor.end, _nothing)
+
+        logger.info("group %d: replica %d leaves this node", group, replica.replica_id)
+        self.environment.log_store.submit([LogWrite(group=group, identity=identity, destroy=True)], buried)
+
+    def _finish_destruction(self, group: int) -> None:
+        """A crash came between the tombstone and the end of the deletes."""
+        store = self.environment.state_store
+        bounds = store.incomplete().get(group)
+        image = store.shards().get(group)
+        if bounds is None and image is not None:
+            descriptor = ShardState.load(group, image, {}, store).descriptor
+            bounds = (descriptor.start, descriptor.end)
+        if bounds is not None:
+            store.destroy_shard(group, *bounds, _nothing)
+
+    def overlapping(self, group: int, start: bytes, end: bytes) -> Sequence[int]:
+        """Groups with a live replica here whose range meets [start, end)."""
+        return [
+            other.group
+            for other in self.core.replicas.values()
+            if other.group != group
+            and other.state is not None
+            and other.state.descriptor.start < end
+            and start < other.state.descriptor.end
+        ]
+
+
+def _holds(log: GroupLog, image: ShardImage) -> bool:
+    """Whether the log goes on from the flushed state."""
+    try:
+        return log.term(image.applied_index) == image.applied_term
+    except (LogCompacted, LogUnavailable):
+        return False

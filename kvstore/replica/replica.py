@@ -1,0 +1,387 @@
+"""One replica: a Raft core, the shard's state, and the requests that wait for them. Synchronous, no I/O of its own.
+
+A turn has two halves, so that the disk and the peers work while the loop applies: `collect` takes the core's Ready
+(messages and log writes leave at once), `apply` executes what is committed and answers.
+
+Invariant: entries are applied in order, each once; `state.applied_index` and the core's `applied` move together.
+Invariant: range and epoch are checked when a write is staged, when it is applied, and for a read in the same
+           synchronous step that reads the value.
+Invariant: a failed assertion while applying would fail on every replica at every restart: it stops this replica only.
+Called by: host_core.   Read next: proposals, reads, kvstore/state.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from kvstore.base.errors import Code, DamagedRecord, KVError
+from kvstore.base.limits import DEADLINE_MS_MAX
+from kvstore.base.operations import Delete, DeleteRange, Get, Mutation, ReadOperation, Result
+from kvstore.base.shards import Route, user_bounds
+from kvstore.base.stream import LINEARIZABLE, Mutate, Read, Refused, Results
+from kvstore.replica.environment import Environment
+from kvstore.replica.healing import Healing
+from kvstore.replica.membership import changed_descriptor, decode_context
+from kvstore.replica.proposals import Proposals
+from kvstore.replica.reads import Reads
+from kvstore.replica.requests import Answer, ReadRequest, ReplyTo, WriteRequest, refusal
+from kvstore.state.command import DecodedWrite, Write, decode_payload
+from kvstore.state.shard import ShardState
+from kvstore.state.stamp import StampClock
+from kvstore.storage.protocol import GroupLog
+from raft import Entry, EntryKind, RaftError, RawNode, Ready, Role, Status
+from raft.confchange import decode_change
+
+logger = logging.getLogger(__name__)
+
+
+class Replica:
+    """A replica of one shard on this node. `state` is None until its first snapshot is installed."""
+
+    def __init__(
+        self,
+        *,
+        group: int,
+        replica_id: int,
+        raw: RawNode,
+        log: GroupLog,
+        state: ShardState | None,
+        environment: Environment,
+    ) -> None:
+        self.group = group
+        self.replica_id = replica_id
+        self.raw = raw
+        self.log = log
+        self.state = state
+        self.environment = environment
+        self.proposals = Proposals()
+        self.reads = Reads(prefix=f"{replica_id}.{environment.boot}.".encode())
+        self.healing = Healing(log.identity)
+        self.stamps = StampClock(0 if state is None else state.stamp, environment.clock.boot_ms())
+        self.node_of: dict[int, str] = {}  # replica id -> node id, from the descriptor and from who wrote to us
+        self.failed = ""  # why the replica was stopped; "" = it runs
+        self.removed = False  # no longer a member: to be destroyed
+        self.installing = False  # a snapshot is being written under it: Raft stands still
+        self.leader_changes = 0
+        if state is not None:
+            self._learn_nodes()
+
+    # -- what others ask -------------------------------------------------------------------------------------------
+
+    @property
+    def is_leader(self) -> bool:
+        return self.raw.role == Role.LEADER
+
+    @property
+    def leader_node(self) -> str | None:
+        """Node id of the leader, as far as this replica knows."""
+        return self.node_of.get(self.raw.leader_id)
+
+    def status(self) -> Status:
+        return self.raw.status()
+
+    def route(self) -> Route | None:
+        """The shard for a client: range, epoch, and the leader that this replica knows."""
+        state = self.state
+        if state is None:
+            return None
+        descriptor = state.descriptor
+        environment = self.environment
+        start, end = user_bounds(descriptor)
+        leader = environment.address_of(self.leader_node)
+        places = tuple(
+            (place.name, place.address, int(replica.role))
+            for replica in descriptor.replicas
+            if (place := environment.address_of(replica.node)) is not None
+        )
+        return Route(
+            id=descriptor.id,
+            keyspace=descriptor.keyspace,
+            start=start,
+            end=end,
+            version=descriptor.version,
+            conf=descriptor.conf,
+            term=self.raw.term if leader else 0,
+            leader=leader.name if leader else None,
+            address=leader.address if leader else None,
+            replicas=places,
+        )
+
+    # -- requests --------------------------------------------------------------------------------------------------
+
+    def stage_write(self, frame: Mutate, operations: list[Mutation], reply: ReplyTo) -> WriteRequest | None:
+        """Check and queue a frame of mutations, or refuse it definitely at once."""
+        refused = self._check_frame(frame.id, frame.version, operations)
+        if refused is None:
+            only_deletes = self.environment.disk_full and all(type(one) in (Delete, DeleteRange) for one in operations)
+            code = self.environment.refuses_writes(only_deletes=only_deletes)
+            if code is not None:
+                refused = refusal(frame.id, code)
+        if refused is not None:
+            reply(refused)
+            return None
+        write = Write(
+            version=frame.version,
+            session=frame.session,
+            low=frame.low,
+            issued_at=frame.issued_at,
+            operations=frame.operations,
+        )
+        request = WriteRequest(
+            frame_id=frame.id,
+            reply=reply,
+            deadline_ms=self._deadline(frame.timeout_ms),
+            write=DecodedWrite(write=write, operations=operations),
+            size=len(bytes(frame.operations)) + 64,
+        )
+        if not self.proposals.stage(request):
+            reply(refusal(frame.id, Code.OVERLOADED, "too many writes wait for their proposal"))
+            return None
+        return request
+
+    def add_read(self, frame: Read, operations: list[ReadOperation], reply: ReplyTo) -> ReadRequest | None:
+        """Answer a frame of reads if that is possible at once, queue it for a round, or refuse it."""
+        request = ReadRequest(
+            frame_id=frame.id,
+            reply=reply,
+            deadline_ms=self._deadline(frame.timeout_ms),
+            version=frame.version,
+            max_staleness_ms=frame.max_staleness_ms,
+            operations=operations,
+        )
+        if frame.max_staleness_ms == LINEARIZABLE:
+            refused = self._check_frame(frame.id, frame.version, operations)
+            if refused is not None:
+                reply(refused)
+                return None
+            if self.environment.config.read_mode == "lease" and self._read_by_lease(request):
+                return None
+        elif self._read_stale(request):
+            return None
+        if not self.reads.add(request):
+            reply(refusal(frame.id, Code.OVERLOADED, "too many reads wait"))
+            return None
+        return request
+
+    def _check_frame(
+        self, frame_id: int, version: int, operations: Sequence[Mutation | ReadOperation]
+    ) -> Refused | None:
+        if self.failed:
+            return refusal(frame_id, Code.UNAVAILABLE, f"this replica was stopped: {self.failed}")
+        state = self.state
+        if not self.is_leader or state is None:
+            return self.not_leader(frame_id)
+        if state.check_keys(version, operations) is not None:
+            route = self.route()
+            return refusal(frame_id, Code.STALE_ROUTE, stamp=state.stamp, routes=(route,) if route else ())
+        return None
+
+    def not_leader(self, frame_id: int) -> Refused:
+        """The refusal of a replica that does not lead, with its best hint."""
+        route = self.route()
+        return refusal(frame_id, Code.NOT_LEADER, routes=(route,) if route else ())
+
+    def _deadline(self, timeout_ms: int) -> int:
+        return self.environment.clock.boot_ms() + max(1, min(timeout_ms, DEADLINE_MS_MAX))
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+
+    def _values(self, operations: Sequence[ReadOperation]) -> list[Result]:
+        state = self.state
+        assert state is not None
+        return [state.get(one.key) if type(one) is Get else state.scan(one) for one in operations]
+
+    def _read_by_lease(self, request: ReadRequest) -> bool:
+        """Whether the lease covered the reading; if not, the read takes a round like every other."""
+        if self.state is None or self.state.applied_index < self.raw.commit:
+            return False
+        results = self._values(request.operations)
+        if not self.raw.lease_valid(self.environment.clock.boot_ms()):
+            return False
+        request.answer(Results(request.frame_id, self.state.stamp, results))
+        return True
+
+    def _read_stale(self, request: ReadRequest) -> bool:
+        """Answer from what is applied here if that is fresh enough."""
+        state = self.state
+        fresh_at = self.reads.fresh_at_ms
+        if state is None or self.failed or fresh_at < 0:
+            return False
+        age_ms = self.environment.clock.boot_ms() - fresh_at
+        if age_ms > request.max_staleness_ms:
+            return False
+        self._serve(request, applied=state.applied_index, age_ms=age_ms)
+        return True
+
+    def _serve(self, request: ReadRequest, *, applied: int = 0, age_ms: int = 0) -> None:
+        """Range, epoch and value in one step. Raises nothing to the caller."""
+        state = self.state
+        if request.reply is None:
+            return
+        if state is None or state.check_keys(request.version, request.operations) is not None:
+            route = self.route()
+            request.answer(refusal(request.frame_id, Code.STALE_ROUTE, routes=(route,) if route else ()))
+            return
+        answer: Answer
+        try:
+            answer = Results(request.frame_id, state.stamp, self._values(request.operations), applied, age_ms)
+        except KVError as error:
+            answer = refusal(request.frame_id, error.code, error.message)
+        request.answer(answer)
+
+    def serve_reads(self) -> None:
+        """Answer the reads whose index is applied."""
+        state = self.state
+        if state is None or not self.reads.confirmed:
+            return
+        try:
+            for request in self.reads.take_served(state.applied_index):
+                if request.max_staleness_ms == LINEARIZABLE:
+                    self._serve(request)
+                else:
+                    age_ms = max(0, self.environment.clock.boot_ms() - self.reads.fresh_at_ms)
+                    self._serve(request, applied=state.applied_index, age_ms=age_ms)
+        except DamagedRecord as error:
+            self.fail(f"reading at {state.applied_index}: {error}")
+
+    # -- one turn --------------------------------------------------------------------------------------------------
+
+    def tick(self, now_ms: int) -> None:
+        if self.failed or self.installing:
+            return
+        self.raw.tick(now_ms)
+        self.reads.retry_lost(self.raw, now_ms)
+        self.healing.tick(self.raw)
+
+    def collect(self) -> Ready | None:
+        """Propose what is staged, begin a round for what waits, and take the core's Ready."""
+        if self.failed or self.installing:
+            return None
+        environment = self.environment
+        staged = self.proposals.staged
+        if staged:
+            stamp = self.stamps.next(wall_ms=environment.clock.wall_ms(), boot_ms=environment.clock.boot_ms())
+            entries = self.proposals.propose(self.raw, stamp=stamp, now=environment.perf())
+            if entries:
+                environment.metrics.proposals += len(staged)
+                environment.metrics.entry_commands.observe(len(staged) / entries, entries)
+        self.reads.begin_round(self.raw, environment.clock.boot_ms())
+        return self.raw.ready() if self.raw.has_ready() else None
+
+    def apply(self, ready: Ready) -> None:
+        """Execute and answer what a Ready says is committed; a failure stops this replica, not the node."""
+        if ready.role_changed:
+            self._on_role_change()
+        try:
+            for entry in ready.committed:
+                self._apply_entry(entry)
+            if ready.committed:
+                self.raw.applied_to(ready.committed[-1].index)
+            for read_state in ready.read_states:
+                if not self.healing.on_read_state(read_state):
+                    self.reads.on_read_state(read_state)
+        except (AssertionError, DamagedRecord) as error:
+            applied = self.state.applied_index if self.state else 0
+            logger.exception("group %d: applying behind index %d failed; the replica is stopped", self.group, applied)
+            self.fail(f"applying behind index {applied}: {error!r}")
+            return
+        self.serve_reads()
+
+    def _apply_entry(self, entry: Entry) -> None:
+        state = self.state
+        if state is None:
+            return  # the snapshot to come stands for it
+        if entry.kind == EntryKind.CONF_CHANGE:
+            self._apply_conf_change(entry)
+        elif not entry.data:
+            state.apply_empty(entry.index, entry.term)
+            self.proposals.take(index=entry.index, term=entry.term)
+        else:
+            self._apply_writes(state, entry)
+
+    def _apply_writes(self, state: ShardState, entry: Entry) -> None:
+        environment = self.environment
+        own = self.proposals.take(index=entry.index, term=entry.term)
+        if own is None:
+            payload = decode_payload(entry.data)
+            entry_stamp = payload.stamp
+            writes = [DecodedWrite.decode(command) for command in payload.commands]
+        else:
+            entry_stamp = own.stamp
+            writes = [request.write for request in own.requests]
+        answers = state.apply_entry(entry.index, entry.term, entry_stamp, writes)
+        self.stamps.on_applied(state.stamp, environment.clock.boot_ms())
+        environment.metrics.applies += sum(map(len, answers))
+        if own is not None:
+            environment.metrics.commit_seconds.observe(environment.perf() - own.proposed_at)
+            stamp = state.stamp
+            for request, results in zip(own.requests, answers, strict=True):
+                request.answer(Results(request.frame_id, stamp, results))
+
+    def _apply_conf_change(self, entry: Entry) -> None:
+        state = self.state
+        assert state is not None
+        self.proposals.take(index=entry.index, term=entry.term)
+        change = decode_change(entry.data)
+        conf_state = self.raw.apply_conf_change(change)
+        descriptor = changed_descriptor(state.descriptor, conf_state, decode_context(change.context))
+        state.apply_conf_change(entry.index, entry.term, conf_state, descriptor)
+        self._learn_nodes()
+        logger.info("group %d: configuration at %d: %s", self.group, entry.index, conf_state)
+        self.removed = descriptor.replica_on(self.environment.node) is None
+
+    def _learn_nodes(self) -> None:
+        assert self.state is not None
+        for place in self.state.descriptor.replicas:
+            self.node_of[place.replica_id] = place.node
+
+    def _on_role_change(self) -> None:
+        raw = self.raw
+        self.leader_changes += 1
+        self.environment.metrics.leader_changes += 1
+        logger.info(
+            "group %d: %s in term %d, leader %s", self.group, raw.role.name.lower(), raw.term, self.leader_node or "unknown"
+        )
+        if raw.role != Role.LEADER:
+            self.proposals.refuse_staged(Code.NOT_LEADER, "the leadership has moved")
+        self.reads.retry_lost(raw, self.environment.clock.boot_ms())
+
+    def adopt(self, state: ShardState) -> None:
+        """A snapshot was installed: from here on this is the shard's state."""
+        self.proposals.skip_to(state.applied_index)
+        self.state = state
+        self.stamps = StampClock(state.stamp, self.environment.clock.boot_ms())
+        self._learn_nodes()
+
+    # -- the end ---------------------------------------------------------------------------------------------------
+
+    def fail(self, reason: str) -> None:
+        """Stop this replica; the node and its other shards go on."""
+        self.failed = reason
+        self.end_requests(f"this replica was stopped: {reason}")
+
+    def end_requests(self, message: str) -> None:
+        """Nothing that waits here will be answered by applying any more."""
+        self.proposals.abandon()
+        self.reads.refuse_all(Code.UNAVAILABLE, message)
+
+    def transfer_away(self) -> int:
+        """Hand the leadership to the voter that is furthest; its replica id, 0 when there is none to take it."""
+        if not self.is_leader:
+            return 0
+        status = self.raw.status()
+        conf_state = self.raw.conf_state
+        peers = [
+            (progress.match, replica_id)
+            for replica_id, progress in status.progress.items()
+            if replica_id != self.replica_id and replica_id in conf_state.voters and progress.recent_active
+        ]
+        if not peers:
+            return 0
+        target = max(peers)[1]
+        try:
+            self.raw.transfer_leader(target)
+        except RaftError:
+            return 0
+        return target

@@ -1,0 +1,279 @@
+"""Snapshots between nodes: what the leader's replica sends, and how the receiver's one takes it in.
+
+While a snapshot is written under a replica, its Raft core stands still: it takes no message and no tick, so nothing
+that the core believes can change between the check of the offer and the installation.
+
+Invariant: a snapshot is taken only when it is newer than everything committed here, and its range meets no other
+           live replica's.
+Invariant: the state's last transaction comes before the log's reset (a crash between the two is repaired at the start).
+Called by: host_driver.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from kvstore.base.errors import DamagedRecord
+from kvstore.replica.environment import Environment
+from kvstore.replica.flush import Flusher
+from kvstore.replica.host_core import HostCore
+from kvstore.replica.lifecycle import Lifecycle
+from kvstore.replica.membership import image_conf_state
+from kvstore.replica.replica import Replica
+from kvstore.state.shard import ShardState
+from kvstore.storage.protocol import ShardImage, SnapshotHeader, SnapshotReader
+from kvstore.transport.protocol import PeerTransport, SnapshotRefused
+from raft import Message, MessageType, SnapshotMeta, StepRefused
+
+logger = logging.getLogger(__name__)
+
+RESUME_SECONDS = 30.0
+"""How long a half-received snapshot waits for its stream to come back."""
+ADMIT_SECONDS = 5.0
+
+
+class SnapshotOffer(msgspec.Struct, array_like=True, frozen=True):
+    """What opens a snapshot stream."""
+
+    group: int
+    from_id: int
+    to_id: int
+    term: int  # of the sending leader
+    image: ShardImage
+    start: bytes
+    end: bytes
+
+    @property
+    def header(self) -> SnapshotHeader:
+        return SnapshotHeader(group=self.group, image=self.image, start=self.start, end=self.end)
+
+    @property
+    def message(self) -> Message:
+        meta = SnapshotMeta(self.image.applied_index, self.image.applied_term, image_conf_state(self.image))
+        return Message(
+            MessageType.SNAPSHOT, to_id=self.to_id, from_id=self.from_id, term=self.term, snapshot=meta
+        )
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decoder = msgspec.msgpack.Decoder(SnapshotOffer)
+
+
+@dataclass(slots=True)
+class Incoming:
+    """A snapshot that is being written here."""
+
+    header: bytes
+    replica: Replica
+    next_chunk: int = 0
+    give_up: asyncio.TimerHandle | None = field(default=None)
+
+
+class Snapshots:
+    """Sends and installs snapshots for one host."""
+
+    def __init__(
+        self,
+        core: HostCore,
+        environment: Environment,
+        lifecycle: Lifecycle,
+        flusher: Flusher,
+        schedule_pump: Callable[[], None],
+    ) -> None:
+        self.core = core
+        self.environment = environment
+        self.lifecycle = lifecycle
+        self.flusher = flusher
+        self.schedule_pump = schedule_pump
+        self.transport: PeerTransport | None = None
+        self.incoming: dict[int, Incoming] = {}
+        self._sending: set[tuple[int, int]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # -- sending ---------------------------------------------------------------------------------------------------
+
+    def send(self, replica: Replica, message: Message) -> None:
+        """Begin to stream the replica's flushed state to the peer that the core wants to have it."""
+        key = (replica.group, message.to_id)
+        node = replica.node_of.get(message.to_id)
+        state = replica.state
+        if key in self._sending:
+            return
+        if node is None or state is None or self.transport is None:
+            replica.raw.report_snapshot(message.to_id, False)
+            self.core.mark(replica)
+            return
+        reader = self.environment.state_store.open_snapshot(
+            replica.group, state.descriptor.start, state.descriptor.end
+        )
+        if reader is None:
+            replica.raw.report_snapshot(message.to_id, False)
+            self.core.mark(replica)
+            return
+        self._sending.add(key)
+        task = asyncio.get_running_loop().create_task(self._stream(replica, message, node, reader))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _stream(self, replica: Replica, message: Message, node: str, reader: SnapshotReader) -> None:
+        header = reader.header
+        index = header.image.applied_index
+        offer = SnapshotOffer(
+            group=replica.group,
+            from_id=replica.replica_id,
+            to_id=message.to_id,
+            term=message.term,
+            image=header.image,
+            start=header.start,
+            end=header.end,
+        )
+        loop = asyncio.get_running_loop()
+
+        async def read_chunk(number: int) -> bytes | None:
+            return await loop.run_in_executor(None, reader.chunk, number)
+
+        installed = False
+        self.flusher.pin(replica.group, index)
+        logger.info("group %d: snapshot at %d goes to replica %d", replica.group, index, message.to_id)
+        try:
+            assert self.transport is not None
+            await self.transport.send_snapshot(node, _encode(offer), read_chunk)
+            installed = True
+            self.environment.metrics.snapshots_sent += 1
+        except (ConnectionError, TimeoutError, SnapshotRefused, DamagedRecord) as error:
+            logger.warning("group %d: snapshot for replica %d: %s", replica.group, message.to_id, error)
+        finally:
+            self._sending.discard((replica.group, message.to_id))
+            self.flusher.unpin(replica.group, index)
+            reader.close()
+            if self.core.replicas.get(replica.group) is replica:
+                replica.raw.report_snapshot(message.to_id, installed)
+                self.core.mark(replica)
+                self.schedule_pump()
+
+    # -- receiving -------------------------------------------------------------------------------------------------
+
+    def resume_at(self, header: bytes) -> int:
+        """The first chunk that is still wanted of this very snapshot."""
+        return next((one.next_chunk for one in self.incoming.values() if one.header == header), 0)
+
+    async def receive(self, node: str, header: bytes, chunks: AsyncIterator[tuple[int, bytes]]) -> None:
+        """Install a snapshot. Raises SnapshotRefused where it can't be; a broken stream may come back."""
+        try:
+            offer = _decoder.decode(header)
+        except msgspec.DecodeError as error:
+            raise SnapshotRefused(f"malformed offer: {error}") from None
+        incoming = self.incoming.get(offer.group)
+        if incoming is None:
+            incoming = await self._begin(node, header, offer)
+        elif incoming.header != header:
+            raise SnapshotRefused("another snapshot of this group is being installed")
+        if incoming.give_up is not None:
+            incoming.give_up.cancel()
+            incoming.give_up = None
+        try:
+            async for number, data in chunks:
+                if number != incoming.next_chunk:
+                    raise ConnectionError(f"chunk {number} came where {incoming.next_chunk} was due")
+                await self._done(lambda done, data=data: self._install_chunk(offer, data, done))
+                incoming.next_chunk += 1
+            await self._done(lambda done: self.environment.state_store.install_finish(offer.header, done))
+        except DamagedRecord as error:
+            self._give_up(incoming, offer.group)
+            raise SnapshotRefused(str(error)) from None
+        except BaseException:
+            loop = asyncio.get_running_loop()
+            incoming.give_up = loop.call_later(RESUME_SECONDS, self._give_up, incoming, offer.group)
+            raise
+        self._finish(incoming, offer)
+
+    def _install_chunk(self, offer: SnapshotOffer, data: bytes, done: Callable[[], None]) -> None:
+        self.environment.state_store.install_chunk(offer.group, data, done)
+
+    async def _begin(self, node: str, header: bytes, offer: SnapshotOffer) -> Incoming:
+        replica = await self._receiver(offer)
+        raw = replica.raw
+        if offer.term < raw.term:
+            raise SnapshotRefused(f"the snapshot's term {offer.term} is over; this replica is in term {raw.term}")
+        if replica.state is not None and offer.image.applied_index <= raw.commit:
+            self._step(replica, offer.message)  # the core answers with what it has
+            raise SnapshotRefused("the snapshot is older than what is committed here")
+        overlapping = self.lifecycle.overlapping(offer.group, offer.start, offer.end)
+        if overlapping:
+            raise SnapshotRefused(f"its range overlaps that of local shards {list(overlapping)}")
+        replica.node_of.setdefault(offer.from_id, node)
+        replica.end_requests("the replica is being replaced by a snapshot")
+        replica.installing = True
+        replica.state = None
+        incoming = Incoming(header=header, replica=replica)
+        self.incoming[offer.group] = incoming
+        await self._done(lambda done: self.environment.state_store.install_begin(offer.header, done))
+        return incoming
+
+    async def _receiver(self, offer: SnapshotOffer) -> Replica:
+        replica = self.core.replicas.get(offer.group)
+        if replica is None or replica.replica_id < offer.to_id:
+            self.lifecycle.admit(offer.group, offer.to_id)
+            async with asyncio.timeout(ADMIT_SECONDS):
+                await self._done(lambda done: self.environment.log_store.submit([], done))
+            replica = self.core.replicas.get(offer.group)
+        if replica is None or replica.replica_id != offer.to_id or replica.failed:
+            raise SnapshotRefused(f"replica {offer.to_id} of group {offer.group} is not to be had here")
+        return replica
+
+    def _finish(self, incoming: Incoming, offer: SnapshotOffer) -> None:
+        """The data is whole and durable: from here the replica stands at the snapshot's index."""
+        replica = incoming.replica
+        del self.incoming[offer.group]
+        environment = self.environment
+        store = environment.state_store
+        replica.installing = False
+        self._step(replica, offer.message)
+        assert replica.raw.commit == offer.image.applied_index, (replica.raw.commit, offer.image.applied_index)
+        replica.adopt(ShardState.load(offer.group, offer.image, store.sessions(offer.group), store))
+        replica.log.set_snapshot(offer.message.snapshot)
+        environment.metrics.snapshots_installed += 1
+        logger.info("group %d: snapshot at %d is installed", offer.group, offer.image.applied_index)
+        self.schedule_pump()
+
+    def _step(self, replica: Replica, message: Message) -> None:
+        try:
+            replica.raw.step(message)
+        except StepRefused as error:
+            raise SnapshotRefused(str(error)) from None
+        self.core.mark(replica)
+        self.schedule_pump()
+
+    def _give_up(self, incoming: Incoming, group: int) -> None:
+        """The stream did not come back, or brought damage: the half-written state is of no use."""
+        if self.incoming.get(group) is not incoming:
+            return
+        del self.incoming[group]
+        logger.warning("group %d: the installation of a snapshot was given up", group)
+        self.lifecycle.reload_without_state(incoming.replica)
+        self.schedule_pump()
+
+    async def _done(self, start: Callable[[Callable[[], None]], None]) -> None:
+        """Wait for the `done` of a storage call."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def done() -> None:
+            if not future.done():
+                future.set_result(None)
+
+        start(done)
+        await future
+
+    async def close(self) -> None:
+        """Stop sending; what is half received is found incomplete at the next start."""
+        for incoming in self.incoming.values():
+            if incoming.give_up is not None:
+                incoming.give_up.cancel()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
