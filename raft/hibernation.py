@@ -1,0 +1,97 @@
+"""A group without work stops its timers: no ticks count, no heartbeats are sent.
+
+Invariant: the leader falls asleep only when every member that is not known to be absent has the last index, has it
+           committed and has said that it sleeps; and those are a quorum.
+Invariant: sleep extends nothing: a lease runs on by the clock, and a promise does not run off while asleep.
+Whoever is woken (by a message, a proposal, a read, the driver) starts its timers anew; a leader wakes the others with
+a round of heartbeats. The driver watches the nodes and wakes every group whose leader's process was replaced.
+Called by: raft/step.py and raft/raw_node.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from raft.core import Core
+from raft.types import NO_REPLICA, Message, MessageType, Role
+
+QUIET_REPLIES = frozenset({MessageType.HEARTBEAT_REPLY, MessageType.APPEND_REPLY, MessageType.SLEEP_REPLY})
+"""Late answers that do not wake a leader."""
+
+
+def start_sleep(core: Core, absent: Collection[int]) -> bool:
+    """Ask the members that are there to sleep. False when something is going on, or there is no quorum of them."""
+    lead = core.leading
+    if lead is None or core.asleep:
+        return False
+    log = core.log
+    last = log.last_index
+    present = [(peer_id, progress) for peer_id, progress in core.tracker.peers if peer_id not in absent]
+    quiet = (
+        core.has_term_commit
+        and log.commit == last
+        and log.applied == last
+        and log.stable_index == last
+        and lead.transfer_target == NO_REPLICA
+        and lead.read_only.is_empty
+        and all(progress.match == last for _, progress in present)
+        and core.tracker.is_quorum(frozenset([core.id, *(peer_id for peer_id, _ in present)]))
+    )
+    if not quiet:
+        return False
+    lead.sleep_index = last
+    lead.sleep_acks.clear()
+    lead.absent = frozenset(absent)
+    for peer_id, _ in present:
+        core.send(Message(MessageType.SLEEP, to_id=peer_id, index=last, log_term=log.last_term, commit=log.commit))
+    _maybe_fall_asleep(core)
+    return True
+
+
+def on_sleep(core: Core, message: Message) -> None:
+    log = core.log
+    same = message.index == log.last_index and log.matches(index=message.index, term=message.log_term)
+    quiet = same and log.stable_index == message.index
+    if quiet:
+        log.commit_to(message.commit)
+        core.asleep = True
+    core.send(Message(MessageType.SLEEP_REPLY, to_id=message.from_id, index=message.index, reject=not quiet))
+
+
+def on_sleep_reply(core: Core, message: Message) -> None:
+    lead = core.leading
+    if lead is None or lead.sleep_index == 0 or message.index != lead.sleep_index:
+        return
+    if message.reject:
+        wake(core)
+        return
+    lead.sleep_acks.add(message.from_id)
+    _maybe_fall_asleep(core)
+
+
+def _maybe_fall_asleep(core: Core) -> None:
+    lead = core.leading
+    assert lead is not None
+    waits_for = [
+        peer_id for peer_id, _ in core.tracker.peers if peer_id not in lead.absent and peer_id not in lead.sleep_acks
+    ]
+    if not waits_for:
+        assert core.log.commit == core.log.last_index
+        lead.sleep_index = 0
+        core.asleep = True
+
+
+def wake(core: Core) -> None:
+    """Start the timers anew. Also ends a sleep round that is under way."""
+    lead = core.leading
+    if not core.asleep and (lead is None or lead.sleep_index == 0):
+        return
+    core.asleep = False
+    core.election_elapsed = 0
+    if lead is not None:
+        lead.sleep_index = 0
+        lead.beat_due = True
+        core.heartbeat_elapsed = 0
+        # Nobody was asked anything meanwhile, so nobody's silence counts.
+        core.tracker.reset_active()
+    assert core.role != Role.LEADER or lead is not None
