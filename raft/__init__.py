@@ -22,6 +22,7 @@ then taken as a `Ready`, once for everything that came in one turn:
        nobody else but the driver
 
 What the driver must keep:
+- `propose_conf_change` packs its ConfChange into the entry's data with `encode_change`; `decode_change` takes it out.
 - Several Readys may be on their way to the disk; the next one may be taken before the last one is durable.
 - Messages may be lost, doubled, reordered. `ready.after_append` is not empty only if there is an ack. No message is
   addressed to the sender itself.
@@ -31,6 +32,9 @@ What the driver must keep:
 - SNAPSHOT messages carry the position only. The driver sends the bytes beside and steps the message in on the other
   side when they are there, then tells the sender's node `report_snapshot`: always, also when it failed.
 - A message that could not be sent: `report_unreachable`. The process of a leader is gone: `leader_gone`, see there.
+- A replica that lost log records is built with campaign_barred: it answers with `lost`, so that the leader sends again
+  what it had acknowledged. Once a read index R asked after the start is answered, and in that term `commit` and
+  `durable_index` have reached R, it is whole again: `unbar`.
 - Refusals (raft.errors) are raised before anything has changed. An AssertionError means a broken invariant: stop.
 
 Who may lose what: a proposal is certain only when the entry at (term, index) is handed out as committed; another term

@@ -13,9 +13,6 @@ from raft.election import maybe_campaign
 from raft.errors import StepRefused
 from raft.types import NO_REPLICA, Message, MessageType, ReadState, SnapshotMeta
 
-HEAL = b"heal"
-"""Context of a refused append by a replica that has lost log records: the leader must forget what it acknowledged."""
-
 
 def on_append(core: Core, message: Message) -> None:
     log = core.log
@@ -42,7 +39,7 @@ def on_append(core: Core, message: Message) -> None:
             reject=True,
             reject_hint=hint,
             log_term=hint_term,
-            context=HEAL if core.barred else b"",
+            lost=core.barred,
         )
     )
 
@@ -56,7 +53,7 @@ def _acknowledge(core: Core, leader_id: int, index: int) -> None:
             if last.index < index:
                 last.index = index
             return
-    core.send_durable(Message(MessageType.APPEND_REPLY, to_id=leader_id, index=index))
+    core.send_durable(Message(MessageType.APPEND_REPLY, to_id=leader_id, index=index, lost=core.barred))
 
 
 def on_heartbeat(core: Core, message: Message) -> None:
@@ -67,6 +64,9 @@ def on_heartbeat(core: Core, message: Message) -> None:
     if promise:
         core.promise_ticks = core.promise_length()
     reply = Message(MessageType.HEARTBEAT_REPLY, to_id=message.from_id, context=message.context, lease=promise)
+    if core.barred:
+        reply.lost = True
+        reply.index = core.log.last_index
     if core.durable_term == core.term:
         core.send(reply)
     else:

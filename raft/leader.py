@@ -14,7 +14,6 @@ from __future__ import annotations
 from raft.confchange import apply_change, encode_change, is_joint
 from raft.core import Core, LeaderState
 from raft.errors import ConfChangeRefused, LogCompacted, StepRefused
-from raft.follower import HEAL
 from raft.log import payload_bytes
 from raft.progress import Progress, ProgressState
 from raft.read_only import ReadRequest, decode_round, encode_round
@@ -180,6 +179,8 @@ def on_append_reply(core: Core, message: Message, progress: Progress) -> None:
     if message.index > log.last_index:
         raise StepRefused("the peer acknowledges what this leader does not have")
     lead = leading(core)
+    if message.lost and message.index < progress.match:
+        progress.restart(hint=message.index)
     news = progress.maybe_update(message.index)
     state = progress.state
     if state == ProgressState.REPLICATE:
@@ -201,14 +202,15 @@ def on_append_reply(core: Core, message: Message, progress: Progress) -> None:
 def _on_append_rejected(core: Core, message: Message, progress: Progress) -> None:
     """The peer does not have (index, its term); it says where its log could agree with ours."""
     hint = message.reject_hint
-    if message.context == HEAL and hint < progress.match:
+    if message.lost and hint < progress.match:
         progress.restart(hint=hint)
-    else:
-        if message.log_term > 0:
-            # Nothing of ours with a higher term than the peer's there can be the peer's either.
-            hint, _ = core.log.last_at_or_before(index=hint, term=message.log_term)
-        if not progress.maybe_decrease(rejected=message.index, hint=hint):
-            return
+        leading(core).send_due = True
+        return
+    if message.log_term > 0:
+        # Nothing of ours with a higher term than the peer's there can be the peer's either.
+        hint, _ = core.log.last_at_or_before(index=hint, term=message.log_term)
+    if not progress.maybe_decrease(rejected=message.index, hint=hint):
+        return
     progress.append_due = True
     leading(core).send_due = True
 
@@ -216,6 +218,9 @@ def _on_append_rejected(core: Core, message: Message, progress: Progress) -> Non
 def on_heartbeat_reply(core: Core, message: Message, progress: Progress) -> None:
     lead = leading(core)
     progress.recent_active = True
+    if message.lost and message.index < progress.match:
+        progress.restart(hint=message.index)
+        lead.send_due = True
     if progress.beat_due:
         progress.on_beat_answered(last_index=core.log.last_index)
         lead.send_due = True

@@ -138,9 +138,10 @@ class Progress:
         return True
 
     def restart(self, *, hint: int) -> None:
-        """The peer says that it lost log records it had acknowledged; nothing it said before counts."""
+        """The peer has lost log records that it acknowledged; nothing it said before counts. Probe after `hint`."""
         self.match = 0
         self._reset(ProgressState.PROBE, hint + 1)
+        self.append_due = True
 
     def wants_commit(self, commit: int) -> bool:
         """An empty append would tell the peer of commits that it can use and was not told of."""

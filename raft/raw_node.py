@@ -347,6 +347,11 @@ class RawNode:
         return self._core.log.last_index
 
     @property
+    def durable_index(self) -> int:
+        """The log is durable here up to this index, as far as acks have told; 0 while a snapshot is installed."""
+        return self._core.log.stable_index
+
+    @property
     def conf_state(self) -> ConfState:
         return self._core.tracker.conf
 
@@ -394,7 +399,7 @@ class RawNode:
                 state=known.state,
                 is_learner=known.is_learner,
                 recent_active=known.recent_active,
-                inflight_messages=len(known.inflights.queue),
+                inflight=len(known.inflights.queue),
                 inflight_bytes=known.inflights.bytes,
                 pending_snapshot=known.pending_snapshot,
             )

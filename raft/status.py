@@ -15,7 +15,7 @@ class PeerStatus:
     state: ProgressState
     is_learner: bool
     recent_active: bool
-    inflight_messages: int
+    inflight: int  # appends on their way
     inflight_bytes: int
     pending_snapshot: int  # 0 = none
 

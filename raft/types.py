@@ -129,6 +129,7 @@ class Message:
     lease: bool = False
     context: bytes = b""
     snapshot: SnapshotMeta | None = None
+    lost: bool = False  # reply of a replica that lost log records: what it acknowledged before does not count
 
 
 class Role(IntEnum):
