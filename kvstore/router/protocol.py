@@ -68,6 +68,9 @@ class Admin(Protocol):
     def shards(self) -> list[dict[str, Any]]:
         """id, keyspace, start, end, epoch, leader, replicas: [{node, role}], approximate_bytes, ... (design.md, 10)."""
 
+    async def operators(self) -> list[dict[str, Any]]:
+        """The placement driver's plans under way and lately done: id, kind, shard, state, steps, ..."""
+
     async def join(self, *, name: str, node_id: str, address: str, labels: dict[str, str]) -> dict[str, Any]: ...
     async def remove_node(self, name: str) -> dict[str, Any]: ...
     async def add_replica(self, shard: int, node: str) -> dict[str, Any]: ...

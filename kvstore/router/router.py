@@ -1,0 +1,223 @@
+"""The router of a node: the stream's strict way to local replicas, and REST's way that finds and forwards.
+
+Invariant: a write without a session is sent to a leader at most once after an attempt whose outcome is unknown.
+Invariant: definite refusals that only say "elsewhere" or "not yet" are retried here within the caller's deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import msgspec
+
+from kvstore.base import operations as ops
+from kvstore.base.errors import CODES, ERRORS, Code, Invalid, KVError, NotLeader, Retry, Timeout, Unavailable
+from kvstore.base.ids import SYSTEM_KEYSPACE
+from kvstore.base.operations import Batch, DeleteRange, Failure, Mutation, ReadOperation, Result, Scan
+from kvstore.base.shards import Route
+from kvstore.base.stream import Mutate, Read, Refused, Results
+from kvstore.replica.environment import Environment
+from kvstore.replica.host_driver import HostDriver
+from kvstore.replica.replica import Replica
+from kvstore.replica.requests import ReplyTo, refusal
+from kvstore.router.forward import Forwarder
+from kvstore.router.shard_map import KEYSPACES, ShardMap
+
+RETRY_SECONDS_MIN = 0.01
+RETRY_SECONDS_MAX = 0.2
+
+
+class ShardRouter:
+    """Fulfils `router.protocol.Router`."""
+
+    def __init__(
+        self, host: HostDriver, environment: Environment, shard_map: ShardMap, forwarder: Forwarder
+    ) -> None:
+        self._host = host
+        self._environment = environment
+        self._limits = environment.config.limits
+        self._map = shard_map
+        self._forwarder = forwarder
+
+    # -- the stream's way ------------------------------------------------------------------------------------------
+
+    def mutate(self, frame: Mutate, reply: ReplyTo) -> None:
+        """Stage at the local replica or refuse."""
+        replica = self._host.core.replicas.get(frame.shard)
+        if replica is None or replica.state is None:
+            reply(self._elsewhere(frame.id))
+            return
+        if replica.state.descriptor.keyspace == SYSTEM_KEYSPACE:
+            reply(refusal(frame.id, Code.FORBIDDEN, "the system keyspace is the store's own"))
+            return
+        self.mutate_at(replica, frame, reply)
+
+    def mutate_at(self, replica: Replica, frame: Mutate, reply: ReplyTo) -> None:
+        """Stage at this replica, whatever its keyspace (the node's own records are in the system keyspace)."""
+        try:
+            operations = ops.decode_mutations(frame.operations, self._limits)
+        except KVError as error:
+            reply(refusal(frame.id, error.code, error.message))
+            return
+        request = replica.stage_write(frame, operations, reply)
+        if request is not None:
+            self._host.track(request)
+            self._host.mark(replica)
+
+    def read(self, frame: Read, reply: ReplyTo) -> None:
+        """Read at the local replica or refuse."""
+        replica = self._host.core.replicas.get(frame.shard)
+        if replica is None or replica.state is None:
+            reply(self._elsewhere(frame.id))
+            return
+        try:
+            operations = ops.decode_reads(frame.operations, self._limits)
+        except KVError as error:
+            reply(refusal(frame.id, error.code, error.message))
+            return
+        request = replica.add_read(frame, operations, reply)
+        if request is not None:
+            self._host.track(request)
+            self._host.mark(replica)
+
+    def _elsewhere(self, frame_id: int) -> Refused:
+        return refusal(frame_id, Code.STALE_ROUTE, "no replica of that shard is here", routes=tuple(self._map.routes()[1]))
+
+    # -- REST's way ------------------------------------------------------------------------------------------------
+
+    async def execute(
+        self,
+        keyspace: str,
+        operations: Sequence[Mutation],
+        *,
+        timeout_ms: int,
+        session: bytes = b"",
+        low: int = 0,
+        issued_at: int = 0,
+    ) -> list[Result]:
+        """Mutations of one shard, at its leader. Raises KVError."""
+        frame = Mutate(
+            id=0,
+            shard=0,
+            version=0,
+            timeout_ms=timeout_ms,
+            session=session,
+            low=low,
+            issued_at=issued_at,
+            operations=msgspec.Raw(ops.encode(list(operations))),
+        )
+        answer = await self._ask(keyspace, _first_key(operations[0]), frame)
+        return answer.results
+
+    async def query(
+        self,
+        keyspace: str,
+        operations: Sequence[ReadOperation],
+        *,
+        timeout_ms: int,
+        max_staleness_ms: int = -1,
+    ) -> tuple[list[Result], int, int]:
+        """Reads of one shard, at its leader, or here when they may be stale. Raises KVError."""
+        frame = Read(
+            id=0,
+            shard=0,
+            version=0,
+            timeout_ms=timeout_ms,
+            max_staleness_ms=max_staleness_ms,
+            operations=msgspec.Raw(ops.encode(list(operations))),
+        )
+        answer = await self._ask(keyspace, _first_key(operations[0]), frame)
+        return answer.results, answer.applied, answer.age_ms
+
+    async def _ask(self, keyspace: str, key: bytes, frame: Mutate | Read) -> Results:
+        """Find, send, follow: until there is an answer that another try would not change, or the time is over."""
+        number = KEYSPACES.get(keyspace)
+        if number is None:
+            raise Invalid(f"there is no keyspace {keyspace!r}")
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + frame.timeout_ms / 1_000
+        pause = RETRY_SECONDS_MIN
+        unknown = False
+        last: KVError = Unavailable("no leader is known")
+        while (left := deadline - loop.time()) > 0:
+            try:
+                answer = await self._attempt(number, key, frame, timeout_ms=max(1, int(left * 1_000)))
+                if not _moved(answer):
+                    return answer
+                last = NotLeader()
+            except KVError as error:
+                last = error
+                unknown = unknown or not error.definite
+                if not self._may_retry(error, frame):
+                    break
+            await asyncio.sleep(min(pause * self._environment.rng.uniform(0.5, 1.0), max(0.0, deadline - loop.time())))
+            pause = min(2 * pause, RETRY_SECONDS_MAX)
+        if unknown and last.definite:
+            raise Timeout("an earlier attempt may have taken effect") from last
+        raise last
+
+    def _may_retry(self, error: KVError, frame: Mutate | Read) -> bool:
+        if CODES[error.code].retry == Retry.NEVER or error.code in (Code.OVERLOADED, Code.DISK_FULL):
+            return False
+        return error.definite or isinstance(frame, Read) or bool(frame.session)
+
+    async def _attempt(self, keyspace: int, key: bytes, frame: Mutate | Read, *, timeout_ms: int) -> Results:
+        route = self._map.find(keyspace, key)
+        if route is None:
+            raise Unavailable("this node does not know the shard of the key yet")
+        frame = msgspec.structs.replace(frame, shard=route.id, version=route.version, timeout_ms=timeout_ms)
+        replica = self._host.core.replicas.get(route.id)
+        stale = isinstance(frame, Read) and frame.max_staleness_ms >= 0
+        if replica is not None and replica.state is not None and (stale or self._host.leads(route.id)):
+            answer = await self._ask_here(frame)
+        elif route.address is not None and route.address != self._environment.config.advertise_address:
+            answer = await self._forwarder.ask(route.address, frame)
+        else:
+            raise Unavailable("no leader is known")
+        if isinstance(answer, Refused):
+            self._map.learn(answer.routes)
+            raise ERRORS[Code(answer.code)](
+                answer.message,
+                definite=answer.definite,
+                retry_after_ms=answer.retry_after_ms,
+                detail=answer.routes,
+            )
+        return answer
+
+    async def _ask_here(self, frame: Mutate | Read) -> Results | Refused:
+        future: asyncio.Future[Results | Refused] = asyncio.get_running_loop().create_future()
+
+        def reply(answer: Results | Refused) -> None:
+            if not future.done():
+                future.set_result(answer)
+
+        if isinstance(frame, Mutate):
+            self.mutate(frame, reply)
+        else:
+            self.read(frame, reply)
+        return await future
+
+    # -- what there is ---------------------------------------------------------------------------------------------
+
+    def routes(self) -> tuple[int, dict[str, int], list[Route]]:
+        version, routes = self._map.routes()
+        return version, dict(KEYSPACES), routes
+
+    def stamp_ms(self) -> int:
+        """The newest stamp applied here, or the wall clock where nothing was."""
+        stamps = [replica.state.stamp for replica in self._host.core.replicas.values() if replica.state is not None]
+        return max(stamps, default=0) or self._environment.clock.wall_ms()
+
+
+def _first_key(operation: Mutation | ReadOperation) -> bytes:
+    if isinstance(operation, Batch):
+        return operation.operations[0].key if operation.operations else b""
+    if isinstance(operation, Scan | DeleteRange):
+        return operation.start
+    return operation.key
+
+
+def _moved(answer: Results) -> bool:
+    """Whether every operation was refused because the shard's range changed under way: definite, so ask again."""
+    return all(isinstance(one, Failure) and one.code == Code.STALE_ROUTE for one in answer.results)
