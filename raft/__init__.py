@@ -18,6 +18,10 @@ then taken as a `Ready`, once for everything that came in one turn:
        the driver refuses the change; then node.applied_to(index). May run ahead of 2. With a snapshot: what earlier
        Readys gave to apply comes before it is installed, what later ones give comes after.
     4. answer the reads of ready.read_states once `applied` has reached their index
+       A read by the lease instead (faster): only if lease_valid() when the request comes; note `commit` and `term`
+       then; wait until `applied` has reached that commit; read the value; only *then*, with a fresh clock, ask whether
+       the term is the same and lease_valid() still true (else read_index). Checked before the read only, a pause
+       between check and read would make it stale; without the wait, a slow apply would.
     5. ready.role_changed: look at node.role, term, leader_id; reads and proposals of an older term are answered by
        nobody else but the driver
 

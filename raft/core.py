@@ -28,7 +28,6 @@ from raft.types import (
     Entry,
     EntryKind,
     Message,
-    MessageType,
     ReadState,
     Role,
 )
@@ -245,7 +244,3 @@ class Core:
 
     def adopt_conf(self, conf: ConfState) -> None:
         self.tracker.adopt(conf, last_index=self.log.last_index)
-
-
-def reply_type(request: MessageType) -> MessageType:
-    return MessageType.PRE_VOTE_REPLY if request == MessageType.PRE_VOTE else MessageType.VOTE_REPLY

@@ -12,7 +12,7 @@ Called by: raft/step.py and raw_node.py.   Paper: 5.2, 5.4.1.   Thesis: 3.4, 4.2
 
 from __future__ import annotations
 
-from raft.core import Core, reply_type
+from raft.core import Core
 from raft.quorum import VoteResult
 from raft.types import NO_REPLICA, Message, MessageType, Role
 
@@ -57,6 +57,8 @@ def on_vote_reply(core: Core, message: Message) -> None:
     asked = Role.PRE_CANDIDATE if pre_vote else Role.CANDIDATE
     if pre_vote and not message.reject and message.term != core.term + 1:
         return  # granted for an older campaign
+    if message.reject and core.role != Role.LEADER:
+        learn_commit(core, message)
     if core.role == asked:
         _on_result(core, core.tracker.record_vote(message.from_id, granted=not message.reject))
 
@@ -89,16 +91,41 @@ def on_vote_request(core: Core, message: Message) -> None:
     promised = core.promise_ticks > 0 and not message.transfer
     up_to_date = core.log.is_up_to_date(index=message.index, term=message.log_term)
     granted = free and up_to_date and not promised and not core.barred
-    # A granted pre-vote carries the term that it is for, a refusal our own, from which the asker can learn.
-    term = message.term if granted else core.term
-    reply = Message(reply_type(message.type), to_id=message.from_id, term=term, reject=not granted)
+    if not granted:
+        refuse(core, message)
+        return
+    # A granted pre-vote carries the term that it is for.
+    reply = Message(_reply_type(message.type), to_id=message.from_id, term=message.term)
     if pre_vote:
         core.send(reply)
         return
     core.send_durable(reply)
-    if granted:
-        core.vote = message.from_id
-        core.election_elapsed = 0
+    core.vote = message.from_id
+    core.election_elapsed = 0
+
+
+def refuse(core: Core, request: Message) -> None:
+    """A refusal carries our term, from which the asker can learn, and how far we know the log to be committed."""
+    log = core.log
+    reply = Message(_reply_type(request.type), to_id=request.from_id, reject=True)
+    reply.commit, reply.log_term = log.commit, log.term(log.commit)
+    core.send_durable(reply)
+
+
+def learn_commit(core: Core, message: Message) -> None:
+    """From a refusal. Without it a group could be stuck for ever: the one replica that must be asked has a longer log,
+    but is no voter any more and never campaigns, and the candidate that needs its vote for the old membership does
+    not know that the change is committed (it has lost that in a restart)."""
+    log = core.log
+    if message.commit <= log.commit or not log.matches(index=message.commit, term=message.log_term):
+        return
+    log.commit_to(message.commit)
+    if core.role != Role.FOLLOWER and log.has_unapplied_conf_change():
+        core.become_follower(core.term, NO_REPLICA)  # it counts with an outdated membership; again once applied
+
+
+def _reply_type(request: MessageType) -> MessageType:
+    return MessageType.PRE_VOTE_REPLY if request == MessageType.PRE_VOTE else MessageType.VOTE_REPLY
 
 
 def tick_election(core: Core) -> None:

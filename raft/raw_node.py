@@ -139,7 +139,8 @@ class RawNode:
             core.send(Message(MessageType.READ_INDEX, to_id=core.leader_id, context=context))
 
     def lease_valid(self, now_ms: int) -> bool:
-        """The value that was read *before* this call is the newest one. `now_ms`: taken after the read, too."""
+        """No other leader can have been elected up to now. Asked when a read begins *and* after the value was read,
+        each time with a fresh `now_ms`; the package docstring has the whole recipe."""
         return leader.lease_valid(self._core, now_ms)
 
     def set_lease_reads(self, enabled: bool) -> None:

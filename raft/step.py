@@ -9,7 +9,7 @@ Called by: raft/raw_node.py.   Paper: 5.1.   Thesis: 4.2.3, 9.6.
 from __future__ import annotations
 
 from raft import election, follower, hibernation, leader
-from raft.core import Core, reply_type
+from raft.core import Core
 from raft.errors import StepRefused
 from raft.types import NO_REPLICA, Message, MessageType, Role
 
@@ -24,6 +24,7 @@ FROM_LEADER = frozenset(
     }
 )
 VOTE_REQUESTS = frozenset({MessageType.VOTE, MessageType.PRE_VOTE})
+VOTE_REPLIES = frozenset({MessageType.VOTE_REPLY, MessageType.PRE_VOTE_REPLY})
 
 
 def step(core: Core, message: Message) -> None:
@@ -43,10 +44,11 @@ def step(core: Core, message: Message) -> None:
         return
     if message.term > core.term and not _adopt_term(core, message):
         return
+    if kind in VOTE_REPLIES:
+        election.on_vote_reply(core, message)
+        return
     if kind in FROM_LEADER:
         _on_leader(core, message)
-    elif kind in (MessageType.VOTE_REPLY, MessageType.PRE_VOTE_REPLY):
-        election.on_vote_reply(core, message)
     else:
         _on_peer(core, message)
 
@@ -56,20 +58,17 @@ def _adopt_term(core: Core, message: Message) -> bool:
     if message.type == MessageType.PRE_VOTE_REPLY and not message.reject:
         return True  # it names the term that we would campaign at
     core.become_follower(message.term, NO_REPLICA)
-    return message.type in FROM_LEADER
+    return message.type in FROM_LEADER or message.type in VOTE_REPLIES
 
 
 def _on_old_term(core: Core, message: Message) -> None:
     kind = message.type
     if kind in VOTE_REQUESTS:
-        reply = Message(reply_type(kind), to_id=message.from_id, reject=True)
+        election.refuse(core, message)
     elif kind in (MessageType.APPEND, MessageType.HEARTBEAT, MessageType.SNAPSHOT):
         # A leader that we have left behind (by a campaign that nobody else joined) would never hear of our term, and
         # we take nothing from it: this makes it step down, and a new election bring us together (thesis, 4.2.3).
-        reply = Message(MessageType.APPEND_REPLY, to_id=message.from_id, reject=True)
-    else:
-        return
-    core.send_durable(reply)
+        core.send_durable(Message(MessageType.APPEND_REPLY, to_id=message.from_id, reject=True))
 
 
 def _on_candidate(core: Core, message: Message) -> None:
