@@ -202,9 +202,12 @@ def on_append_reply(core: Core, message: Message, progress: Progress) -> None:
 def _on_append_rejected(core: Core, message: Message, progress: Progress) -> None:
     """The peer does not have (index, its term); it says where its log could agree with ours."""
     hint = message.reject_hint
-    if message.lost and hint < progress.match:
-        progress.restart(hint=hint)
-        leading(core).send_due = True
+    if hint < progress.match:
+        # The peer has everything up to `match`, so it could agree there. Either this was sent before it had, together
+        # with dozens of others after one loss, and each would begin the pipeline anew; or it has lost something.
+        if message.lost:
+            progress.restart(hint=hint)
+            leading(core).send_due = True
         return
     if message.log_term > 0:
         # Nothing of ours with a higher term than the peer's there can be the peer's either.

@@ -128,6 +128,7 @@ class Progress:
             if rejected <= self.match or rejected >= self.next:
                 return False
             # Some append before was lost. `match` is certain, so go on from there.
+            self.inflights.shrink()
             self.become_probe()
             return True
         if rejected != self.next - 1:

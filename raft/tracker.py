@@ -64,7 +64,7 @@ class Tracker:
         self.peers = [(member, known) for member, known in progress.items() if member != self._self_id]
 
     def _new_inflights(self) -> Inflights:
-        return Inflights(self._inflight_messages_max, self._inflight_bytes_max)
+        return Inflights(messages_max=self._inflight_messages_max, bytes_max=self._inflight_bytes_max)
 
     def is_voter(self, replica_id: int) -> bool:
         return replica_id in self.voter_ids
