@@ -86,9 +86,7 @@ class Flusher:
             if self.core.replicas.get(replica.group) is not replica or replica.state is None:
                 continue
             image = changes[replica.group].image
-            replica.log.set_snapshot(
-                SnapshotMeta(image.applied_index, image.applied_term, image_conf_state(image))
-            )
+            replica.log.set_snapshot(SnapshotMeta(image.applied_index, image.applied_term, image_conf_state(image)))
             compact_to = self._compact_to(replica, image.applied_index)
             if compact_to >= replica.log.first_index():
                 writes.append(LogWrite(group=replica.group, compact_to=compact_to))

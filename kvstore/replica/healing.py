@@ -38,7 +38,12 @@ class Healing:
         """Ask for a read index now and then, and lift the bar once it is reached."""
         if not self.damaged:
             return
-        if self._target and self._asked_term == raw.term and raw.commit >= self._target and raw.durable_index >= self._target:
+        if (
+            self._target
+            and self._asked_term == raw.term
+            and raw.commit >= self._target
+            and raw.durable_index >= self._target
+        ):
             raw.unbar()
             self.damaged = False
             self.healed = True

@@ -55,7 +55,9 @@ class Lifecycle:
             else:
                 self.core.add(self._load(group, identity.replica_id))
 
-    def found(self, descriptor: ShardDescriptor, conf_state: ConfState, *, stamp: int, done: Callable[[], None]) -> None:
+    def found(
+        self, descriptor: ShardDescriptor, conf_state: ConfState, *, stamp: int, done: Callable[[], None]
+    ) -> None:
         """Write the first state and log of a founding replica; nothing runs yet. May be done again after a crash."""
         environment = self.environment
         place = descriptor.replica_on(environment.node)
@@ -75,17 +77,17 @@ class Lifecycle:
             reset=(FOUNDING_INDEX, FOUNDING_TERM),
             hard_state=HardState(term=FOUNDING_TERM, commit=FOUNDING_INDEX),
         )
-        image = state.change().image
-        environment.state_store.create_shard(
-            descriptor.id, image, lambda: environment.log_store.submit([write], done)
-        )
+        image = state.image()
+        environment.state_store.create_shard(descriptor.id, image, lambda: environment.log_store.submit([write], done))
 
     def _load(self, group: int, replica_id: int) -> Replica:
         environment = self.environment
         image = environment.state_store.shards().get(group)
         if group in environment.state_store.incomplete():
             log = environment.log_store.open_group(group, verify_from=0)
-            logger.warning("group %d: an installation of a snapshot was cut off; it is to be healed by the leader", group)
+            logger.warning(
+                "group %d: an installation of a snapshot was cut off; it is to be healed by the leader", group
+            )
             self._forget_log(group, log)
             return self._make(group, log, None)
         if image is None:  # admitted, and no snapshot came yet

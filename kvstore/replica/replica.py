@@ -15,7 +15,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from kvstore.base.errors import Code, DamagedRecord, KVError
+from kvstore.base.config import ReadMode
+from kvstore.base.errors import Code, DamagedRecord
 from kvstore.base.limits import DEADLINE_MS_MAX
 from kvstore.base.operations import Delete, DeleteRange, Get, Mutation, ReadOperation, Result
 from kvstore.base.shards import Route, user_bounds
@@ -25,7 +26,7 @@ from kvstore.replica.healing import Healing
 from kvstore.replica.membership import changed_descriptor, decode_context
 from kvstore.replica.proposals import Proposals
 from kvstore.replica.reads import Reads
-from kvstore.replica.requests import Answer, ReadRequest, ReplyTo, WriteRequest, refusal
+from kvstore.replica.requests import ReadRequest, ReplyTo, WriteRequest, refusal
 from kvstore.state.command import DecodedWrite, Write, decode_payload
 from kvstore.state.shard import ShardState
 from kvstore.state.stamp import StampClock
@@ -58,13 +59,14 @@ class Replica:
         self.proposals = Proposals()
         self.reads = Reads(prefix=f"{replica_id}.{environment.boot}.".encode())
         self.healing = Healing(log.identity)
-        self.stamps = StampClock(0 if state is None else state.stamp, environment.clock.boot_ms())
+        self.stamps = StampClock()
         self.node_of: dict[int, str] = {}  # replica id -> node id, from the descriptor and from who wrote to us
         self.failed = ""  # why the replica was stopped; "" = it runs
         self.removed = False  # no longer a member: to be destroyed
         self.installing = False  # a snapshot is being written under it: Raft stands still
         self.leader_changes = 0
         if state is not None:
+            self.stamps.on_applied(state.stamp, environment.clock.boot_ms())
             self._learn_nodes()
 
     # -- what others ask -------------------------------------------------------------------------------------------
@@ -150,35 +152,38 @@ class Replica:
             max_staleness_ms=frame.max_staleness_ms,
             operations=operations,
         )
-        if frame.max_staleness_ms == LINEARIZABLE:
-            refused = self._check_frame(frame.id, frame.version, operations)
-            if refused is not None:
-                reply(refused)
+        try:
+            if frame.max_staleness_ms == LINEARIZABLE:
+                if self.failed or self.state is None or not self.is_leader:
+                    reply(self._refuse_here(frame.id))
+                    return None
+                if self.environment.config.read_mode == ReadMode.LEASE and self._read_by_lease(request):
+                    return None
+            elif self._read_stale(request):
                 return None
-            if self.environment.config.read_mode == "lease" and self._read_by_lease(request):
-                return None
-        elif self._read_stale(request):
+        except DamagedRecord as error:
+            self.fail(f"reading: {error}")
+        if self.failed:
+            request.answer(self._refuse_here(frame.id))
             return None
         if not self.reads.add(request):
             reply(refusal(frame.id, Code.OVERLOADED, "too many reads wait"))
             return None
         return request
 
-    def _check_frame(
-        self, frame_id: int, version: int, operations: Sequence[Mutation | ReadOperation]
-    ) -> Refused | None:
-        if self.failed:
-            return refusal(frame_id, Code.UNAVAILABLE, f"this replica was stopped: {self.failed}")
+    def _check_frame(self, frame_id: int, version: int, operations: Sequence[Mutation]) -> Refused | None:
         state = self.state
-        if not self.is_leader or state is None:
-            return self.not_leader(frame_id)
+        if self.failed or not self.is_leader or state is None:
+            return self._refuse_here(frame_id)
         if state.check_keys(version, operations) is not None:
             route = self.route()
             return refusal(frame_id, Code.STALE_ROUTE, stamp=state.stamp, routes=(route,) if route else ())
         return None
 
-    def not_leader(self, frame_id: int) -> Refused:
-        """The refusal of a replica that does not lead, with its best hint."""
+    def _refuse_here(self, frame_id: int) -> Refused:
+        """The refusal of a replica that does not lead, with its best hint, or that was stopped."""
+        if self.failed:
+            return refusal(frame_id, Code.UNAVAILABLE, f"this replica was stopped: {self.failed}")
         route = self.route()
         return refusal(frame_id, Code.NOT_LEADER, routes=(route,) if route else ())
 
@@ -194,12 +199,17 @@ class Replica:
 
     def _read_by_lease(self, request: ReadRequest) -> bool:
         """Whether the lease covered the reading; if not, the read takes a round like every other."""
-        if self.state is None or self.state.applied_index < self.raw.commit:
+        state = self.state
+        clock = self.environment.clock
+        if state is None or state.applied_index < self.raw.commit or not self.raw.lease_valid(clock.boot_ms()):
+            return False
+        if state.check_keys(request.version, request.operations) is not None:
             return False
         results = self._values(request.operations)
-        if not self.raw.lease_valid(self.environment.clock.boot_ms()):
+        if not self.raw.lease_valid(clock.boot_ms()):
             return False
-        request.answer(Results(request.frame_id, self.state.stamp, results))
+        self.environment.metrics.reads_linearizable += len(results)
+        request.answer(Results(request.frame_id, state.stamp, results))
         return True
 
     def _read_stale(self, request: ReadRequest) -> bool:
@@ -215,7 +225,7 @@ class Replica:
         return True
 
     def _serve(self, request: ReadRequest, *, applied: int = 0, age_ms: int = 0) -> None:
-        """Range, epoch and value in one step. Raises nothing to the caller."""
+        """Range, epoch and value in one step. Raises DamagedRecord."""
         state = self.state
         if request.reply is None:
             return
@@ -223,12 +233,12 @@ class Replica:
             route = self.route()
             request.answer(refusal(request.frame_id, Code.STALE_ROUTE, routes=(route,) if route else ()))
             return
-        answer: Answer
-        try:
-            answer = Results(request.frame_id, state.stamp, self._values(request.operations), applied, age_ms)
-        except KVError as error:
-            answer = refusal(request.frame_id, error.code, error.message)
-        request.answer(answer)
+        metrics = self.environment.metrics
+        if request.max_staleness_ms == LINEARIZABLE:
+            metrics.reads_linearizable += len(request.operations)
+        else:
+            metrics.reads_stale += len(request.operations)
+        request.answer(Results(request.frame_id, state.stamp, self._values(request.operations), applied, age_ms))
 
     def serve_reads(self) -> None:
         """Answer the reads whose index is applied."""
@@ -261,7 +271,9 @@ class Replica:
         environment = self.environment
         staged = self.proposals.staged
         if staged:
-            stamp = self.stamps.next(wall_ms=environment.clock.wall_ms(), boot_ms=environment.clock.boot_ms())
+            jumps = self.stamps.jumps
+            stamp = self.stamps.next(environment.clock.wall_ms(), environment.clock.boot_ms())
+            environment.metrics.clock_jumps += self.stamps.jumps - jumps
             entries = self.proposals.propose(self.raw, stamp=stamp, now=environment.perf())
             if entries:
                 environment.metrics.proposals += len(staged)
@@ -341,7 +353,11 @@ class Replica:
         self.leader_changes += 1
         self.environment.metrics.leader_changes += 1
         logger.info(
-            "group %d: %s in term %d, leader %s", self.group, raw.role.name.lower(), raw.term, self.leader_node or "unknown"
+            "group %d: %s in term %d, leader %s",
+            self.group,
+            raw.role.name.lower(),
+            raw.term,
+            self.leader_node or "unknown",
         )
         if raw.role != Role.LEADER:
             self.proposals.refuse_staged(Code.NOT_LEADER, "the leadership has moved")
@@ -351,7 +367,7 @@ class Replica:
         """A snapshot was installed: from here on this is the shard's state."""
         self.proposals.skip_to(state.applied_index)
         self.state = state
-        self.stamps = StampClock(state.stamp, self.environment.clock.boot_ms())
+        self.stamps.on_applied(state.stamp, self.environment.clock.boot_ms())
         self._learn_nodes()
 
     # -- the end ---------------------------------------------------------------------------------------------------

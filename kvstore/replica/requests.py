@@ -69,9 +69,7 @@ class WriteRequest(Request):
 
     __slots__ = ("bytes", "proposed", "write")
 
-    def __init__(
-        self, *, frame_id: int, reply: ReplyTo, deadline_ms: int, write: DecodedWrite, size: int
-    ) -> None:
+    def __init__(self, *, frame_id: int, reply: ReplyTo, deadline_ms: int, write: DecodedWrite, size: int) -> None:
         super().__init__(frame_id=frame_id, reply=reply, deadline_ms=deadline_ms)
         self.write = write
         self.bytes = size

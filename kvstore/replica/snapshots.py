@@ -55,9 +55,7 @@ class SnapshotOffer(msgspec.Struct, array_like=True, frozen=True):
     @property
     def message(self) -> Message:
         meta = SnapshotMeta(self.image.applied_index, self.image.applied_term, image_conf_state(self.image))
-        return Message(
-            MessageType.SNAPSHOT, to_id=self.to_id, from_id=self.from_id, term=self.term, snapshot=meta
-        )
+        return Message(MessageType.SNAPSHOT, to_id=self.to_id, from_id=self.from_id, term=self.term, snapshot=meta)
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -108,9 +106,7 @@ class Snapshots:
             replica.raw.report_snapshot(message.to_id, False)
             self.core.mark(replica)
             return
-        reader = self.environment.state_store.open_snapshot(
-            replica.group, state.descriptor.start, state.descriptor.end
-        )
+        reader = self.environment.state_store.open_snapshot(replica.group, state.descriptor.start, state.descriptor.end)
         if reader is None:
             replica.raw.report_snapshot(message.to_id, False)
             self.core.mark(replica)

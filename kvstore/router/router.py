@@ -31,9 +31,7 @@ RETRY_SECONDS_MAX = 0.2
 class ShardRouter:
     """Fulfils `router.protocol.Router`."""
 
-    def __init__(
-        self, host: HostDriver, environment: Environment, shard_map: ShardMap, forwarder: Forwarder
-    ) -> None:
+    def __init__(self, host: HostDriver, environment: Environment, shard_map: ShardMap, forwarder: Forwarder) -> None:
         self._host = host
         self._environment = environment
         self._limits = environment.config.limits
@@ -82,7 +80,9 @@ class ShardRouter:
             self._host.mark(replica)
 
     def _elsewhere(self, frame_id: int) -> Refused:
-        return refusal(frame_id, Code.STALE_ROUTE, "no replica of that shard is here", routes=tuple(self._map.routes()[1]))
+        return refusal(
+            frame_id, Code.STALE_ROUTE, "no replica of that shard is here", routes=tuple(self._map.routes()[1])
+        )
 
     # -- REST's way ------------------------------------------------------------------------------------------------
 

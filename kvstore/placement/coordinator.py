@@ -1,0 +1,208 @@
+"""What a node does about the cluster in the background: keep its own record, know the others, repair shards.
+
+Every node runs one. Keeping the record and knowing the others happens everywhere, repair only where the meta group is
+led. A repair that breaks off is begun again from what the shards say then.
+
+Invariant: nothing is remembered here that matters: a step follows from the members' records and the descriptors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from kvstore import __version__
+from kvstore.base.errors import KVError
+from kvstore.base.ids import META_SHARD
+from kvstore.base.shards import Replica as ReplicaPlace
+from kvstore.base.shards import ShardDescriptor
+from kvstore.placement.members import MemberRecord, read_members
+from kvstore.placement.repair import Step, StepKind, next_step
+from kvstore.replica.environment import Environment, NodeAddress
+from kvstore.replica.host_driver import HostDriver
+
+logger = logging.getLogger(__name__)
+
+ROUND_SECONDS = 0.5
+REPAIR_SECONDS_MAX = 120.0
+REPLICATION_FACTOR = 3
+HISTORY_MAX = 100
+
+
+class Actions(Protocol):
+    """What the coordinator has done by the node's administration (router/admin)."""
+
+    async def join(self, *, name: str, node_id: str, address: str, labels: dict[str, str]) -> dict[str, Any]: ...
+    async def add_replica(self, shard: int, node: str) -> dict[str, Any]: ...
+    async def remove_replica(self, shard: int, node: str) -> dict[str, Any]: ...
+
+
+@dataclass(slots=True)
+class Operator:
+    """One repair, for people: GET /v1/operators."""
+
+    id: int
+    kind: str
+    shard: int
+    node: str
+    reason: str
+    state: str  # running, done, failed
+    error: str = ""
+
+
+class Coordinator:
+    """The background work of one node."""
+
+    def __init__(
+        self,
+        host: HostDriver,
+        environment: Environment,
+        actions: Actions,
+        *,
+        connected: Callable[[str], bool],
+        set_peers: Callable[[dict[str, str]], None],
+        ask_members: Callable[[], Awaitable[list[MemberRecord]]],
+    ) -> None:
+        self._host = host
+        self._environment = environment
+        self._actions = actions
+        self._connected = connected
+        self._set_peers = set_peers
+        self._ask_members = ask_members
+        self._record = MemberRecord(
+            name=environment.config.name,
+            node=environment.node,
+            address=environment.config.advertise_address,
+            labels=dict(environment.config.labels),
+            version=__version__,
+        )
+        self.members: list[MemberRecord] = []
+        self.operators: deque[Operator] = deque(maxlen=HISTORY_MAX)
+        self._operator_count = 0
+        self._repairing: set[int] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """For ever; cancelled at the node's stop."""
+        while True:
+            try:
+                await self._refresh()
+                await self._announce()
+                self._repair()
+            except KVError as error:
+                logger.debug("coordination: %s", error)
+            await asyncio.sleep(ROUND_SECONDS * self._environment.rng.uniform(0.8, 1.2))
+
+    async def close(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # -- knowing the others ----------------------------------------------------------------------------------------
+
+    async def _refresh(self) -> None:
+        meta = self._host.core.replicas.get(META_SHARD)
+        if meta is not None and meta.state is not None:
+            members = [member.record for member in read_members(meta.state)]
+        else:
+            members = await self._ask_members()
+        if members:
+            self.members = members
+            self.learn(members)
+
+    def learn(self, members: list[MemberRecord]) -> None:
+        """Take over names and addresses, and connect."""
+        addresses = self._environment.addresses
+        for record in members:
+            if record.node != self._environment.node:
+                addresses[record.node] = NodeAddress(record.name, record.address)
+        needed = {node: place.address for node, place in addresses.items() if node != self._environment.node}
+        self._set_peers(needed)
+
+    async def _announce(self) -> None:
+        """Write this node's record when it is missing or says something else."""
+        known = next((record for record in self.members if record.name == self._record.name), None)
+        if known != self._record:
+            record = self._record
+            await self._actions.join(
+                name=record.name, node_id=record.node, address=record.address, labels=dict(record.labels)
+            )
+
+    # -- repair ----------------------------------------------------------------------------------------------------
+
+    def _repair(self) -> None:
+        """Start the next step of every shard known here, one at a time each, where the meta group is led."""
+        if not self._host.leads(META_SHARD):
+            return
+        descriptors = [
+            replica.state.descriptor for replica in self._host.core.replicas.values() if replica.state is not None
+        ]
+        load: dict[str, int] = {}
+        for descriptor in descriptors:
+            for place in descriptor.replicas:
+                load[place.node] = load.get(place.node, 0) + 1
+        nodes = [record.node for record in self.members]
+        founders_missing = any(
+            place.node not in nodes and self._environment.node != place.node and self._connected(place.node)
+            for descriptor in descriptors
+            for place in descriptor.replicas
+        )
+        if founders_missing:
+            return  # a member that is connected and has not written its record yet is not gone
+        for descriptor in descriptors:
+            if descriptor.id in self._repairing:
+                continue
+            step = self._step(descriptor, nodes, load)
+            if step is not None:
+                self._start(step)
+
+    def _step(self, descriptor: ShardDescriptor, nodes: list[str], load: dict[str, int]) -> Step | None:
+        alive = [node for node in nodes if node == self._environment.node or self._connected(node)]
+        places: tuple[ReplicaPlace, ...] = descriptor.replicas
+        return next_step(
+            shard=descriptor.id,
+            replicas=[place.node for place in places],
+            members=nodes,
+            alive=alive,
+            load=load,
+            wanted=REPLICATION_FACTOR,
+        )
+
+    def _start(self, step: Step) -> None:
+        self._operator_count += 1
+        place = self._environment.address_of(step.node)
+        operator = Operator(
+            id=self._operator_count,
+            kind=step.kind.value,
+            shard=step.shard,
+            node=place.name if place else step.node,
+            reason=step.reason,
+            state="running",
+        )
+        self.operators.append(operator)
+        self._repairing.add(step.shard)
+        task = asyncio.get_running_loop().create_task(self._carry_out(step, operator))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _carry_out(self, step: Step, operator: Operator) -> None:
+        logger.info("shard %d: %s a replica on %s: %s", step.shard, step.kind.value, operator.node, step.reason)
+        try:
+            if step.kind == StepKind.ADD:
+                await self._actions.add_replica(step.shard, step.node)
+            else:
+                await self._actions.remove_replica(step.shard, step.node)
+            operator.state = "done"
+        except KVError as error:
+            operator.state, operator.error = "failed", error.message
+            logger.info("shard %d: %s on %s: %s", step.shard, step.kind.value, operator.node, error.message)
+        finally:
+            self._repairing.discard(step.shard)
+
+    def describe(self) -> list[dict[str, Any]]:
+        """The operators, newest first."""
+        return [asdict(operator) for operator in reversed(self.operators)]

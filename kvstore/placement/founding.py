@@ -1,0 +1,163 @@
+"""How a cluster begins, and how a new node gets into one.
+
+Founding: the nodes of --initial-cluster ask each other until all are heard. Where none has founded, the one with the
+lowest name writes down the list of names and node ids, with a new cluster id; the others read it there and write it
+down too. A node that finds its own id in the list of a founded one takes part; one that does not joins as a new node.
+
+Invariant: `identity.cluster` is written last, after the first state and log of every founding replica, and no Raft
+           group runs before that: a crash in between is repeated from the start, with the same list.
+Invariant: all founders write the same list: only the lowest name ever makes one, and it makes it once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Mapping
+from typing import Protocol
+
+import msgspec
+
+from kvstore.base.config import NodeConfig
+from kvstore.base.errors import DuplicateName, KVError, StartRefused, Unavailable
+from kvstore.base.ids import DEFAULT_KEYSPACE, DEFAULT_SHARD, META_SHARD, SYSTEM_KEYSPACE, random_id
+from kvstore.base.shards import Replica, ShardDescriptor, keyspace_range
+from kvstore.storage.protocol import NodeIdentity
+from raft import ConfState
+
+logger = logging.getLogger(__name__)
+
+ASK_SECONDS = 1.0
+PAUSE_SECONDS = 0.1
+
+Founders = tuple[tuple[str, str, str], ...]  # (name, node id, HOST:PORT), by name
+
+
+class FoundingState(msgspec.Struct, frozen=True):
+    """What a node tells others while the cluster begins."""
+
+    name: str
+    node: str
+    cluster: str  # "" = not founded
+    founders: Founders
+
+
+class PeerApi(Protocol):
+    """Small questions between nodes over HTTP. Raise Unavailable when there is no answer."""
+
+    async def founding(self, address: str) -> FoundingState: ...
+    async def join(self, address: str, *, name: str, node_id: str, own_address: str, labels: Mapping[str, str]) -> str:
+        """The cluster's id."""
+
+
+def founding_shards(founders: Founders) -> list[tuple[ShardDescriptor, ConfState]]:
+    """The two shards that a cluster begins with, the same on every founder."""
+    shards = []
+    count = len(founders)
+    for position, (shard, keyspace) in enumerate(((META_SHARD, SYSTEM_KEYSPACE), (DEFAULT_SHARD, DEFAULT_KEYSPACE))):
+        ids = [1 + position * count + place for place in range(count)]
+        replicas = tuple(Replica(node, replica_id) for (_, node, _), replica_id in zip(founders, ids, strict=True))
+        start, end = keyspace_range(keyspace)
+        descriptor = ShardDescriptor(
+            id=shard, keyspace=keyspace, start=start, end=end, version=1, conf=1, replicas=replicas
+        )
+        shards.append((descriptor, ConfState(voters=tuple(ids))))
+    return shards
+
+
+class Founding:
+    """Finds out for one node with an empty directory what it belongs to."""
+
+    def __init__(self, config: NodeConfig, identity: NodeIdentity, api: PeerApi, rng: random.Random) -> None:
+        self._config = config
+        self._identity = identity
+        self._api = api
+        self._rng = rng
+
+    async def run(self) -> NodeIdentity:
+        """The identity to be written: with founders (take part), or with a cluster only (joined).
+
+        Raises StartRefused after start_timeout_ms, or when the cluster does not want this node.
+        """
+        config = self._config
+        if not config.initial_cluster and not config.join:
+            return self._founded(((config.name, self._identity.node, config.advertise_address),), random_id(self._rng))
+        missing = "no answer from the cluster"
+        try:
+            async with asyncio.timeout(config.start_timeout_ms / 1_000):
+                while True:
+                    try:
+                        identity = await (self._join(config.join) if config.join else self._found())
+                        if identity is not None:
+                            return identity
+                    except Unavailable as error:
+                        if error.message != missing:
+                            logger.info("waiting for the cluster: %s", error.message)
+                        missing = error.message
+                    await asyncio.sleep(PAUSE_SECONDS)
+        except TimeoutError:
+            raise StartRefused(
+                f"no cluster within {config.start_timeout_ms // 1_000} s ({missing}); "
+                "check that the other nodes run and the addresses are right, then start again"
+            ) from None
+
+    def _founded(self, founders: Founders, cluster: str) -> NodeIdentity:
+        return msgspec.structs.replace(self._identity, cluster=cluster, founders=founders)
+
+    async def _found(self) -> NodeIdentity | None:
+        """One round of asking all founders; None = not everybody is ready yet."""
+        config = self._config
+        others = {name: address for name, address in config.initial_cluster.items() if name != config.name}
+        answers = await asyncio.gather(
+            *(self._api.founding(address) for address in others.values()), return_exceptions=True
+        )
+        heard: dict[str, FoundingState] = {}
+        silent: list[str] = []
+        for name, answer in zip(others, answers, strict=True):
+            if isinstance(answer, FoundingState):
+                if answer.name != name:
+                    raise StartRefused(
+                        f"at {others[name]} answers {answer.name!r}, not {name!r}: check --initial-cluster"
+                    )
+                heard[name] = answer
+            elif isinstance(answer, KVError):
+                silent.append(name)
+            else:
+                raise answer
+        for name, state in sorted(heard.items()):
+            if state.cluster:
+                return await self._follow(others[name], state)
+        if silent:
+            raise Unavailable(f"waiting for {', '.join(sorted(silent))}")
+        if config.name != min(config.initial_cluster):
+            return None  # the lowest name makes the list; read it in the next round
+        nodes = {name: state.node for name, state in heard.items()} | {config.name: self._identity.node}
+        founders = tuple((name, nodes[name], config.initial_cluster[name]) for name in sorted(config.initial_cluster))
+        return self._founded(founders, random_id(self._rng))
+
+    async def _follow(self, address: str, state: FoundingState) -> NodeIdentity:
+        """Somebody has founded: with this very node among the founders, or without it."""
+        if any(node == self._identity.node for _, node, _ in state.founders):
+            return self._founded(state.founders, state.cluster)
+        return await self._join((address,))
+
+    async def _join(self, addresses: tuple[str, ...]) -> NodeIdentity:
+        config = self._config
+        last = Unavailable("no address to join")
+        for address in addresses:
+            try:
+                cluster = await self._api.join(
+                    address,
+                    name=config.name,
+                    node_id=self._identity.node,
+                    own_address=config.advertise_address,
+                    labels=config.labels,
+                )
+            except DuplicateName as error:
+                raise StartRefused(error.message) from None
+            except KVError as error:
+                last = Unavailable(f"{address}: {error.message}")
+                continue
+            return msgspec.structs.replace(self._identity, cluster=cluster)
+        raise last

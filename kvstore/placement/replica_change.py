@@ -1,0 +1,112 @@
+"""One change of a shard's replicas, carried out at its leader: learner first, voter once it has caught up.
+
+Every change goes through joint consensus and one step at a time; each step waits until the one before is applied.
+
+Invariant: a replica id is 1,000 plus the log index of the change that adds it: an index is used once, so ids are
+           unique in their group, rise, and are never given again.
+Invariant: nothing here is needed for safety: broken off at any point, the shard is left with a working membership.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from kvstore.base.errors import NotFound, NotLeader, Unavailable
+from kvstore.base.shards import ReplicaRole
+from kvstore.replica.host_driver import HostDriver
+from kvstore.replica.membership import ConfContext, encode_context
+from kvstore.replica.replica import Replica
+from raft import ConfChange, ConfChangeKind, ConfChangeSingle, ConfTransition, RaftError
+
+logger = logging.getLogger(__name__)
+
+FOUNDERS_IDS_MAX = 1_000
+POLL_SECONDS = 0.02
+CATCH_UP_ENTRIES = 64  # a learner this near to the commit index is caught up
+
+
+class ReplicaChange:
+    """Adds or removes a replica of one group led here. Raises NotLeader as soon as it is led elsewhere."""
+
+    def __init__(self, host: HostDriver, group: int, *, timeout_seconds: float) -> None:
+        self._host = host
+        self._group = group
+        self._timeout = timeout_seconds
+
+    async def add(self, node: str) -> None:
+        """Make `node` a voter; returns at once when it is one."""
+        async with self._bounded():
+            place = self._descriptor_place(node)
+            if place is None:
+                replica_id = await self._add_learner(node)
+            elif place.role == ReplicaRole.VOTER:
+                return
+            else:
+                replica_id = place.replica_id
+            await self._until(lambda: self._caught_up(replica_id))
+            await self._change(ConfChangeSingle(ConfChangeKind.ADD_VOTER, replica_id))
+
+    async def remove(self, node: str) -> None:
+        """Take the replica on `node` out; a leader hands the leadership over first."""
+        async with self._bounded():
+            place = self._descriptor_place(node)
+            if place is None:
+                raise NotFound(f"shard {self._group} has no replica there")
+            replica = self._leader()
+            if place.replica_id == replica.replica_id:
+                replica.transfer_away()
+                self._host.mark(replica)
+                raise NotLeader("the replica to be removed leads; it hands the leadership over first: try again")
+            await self._change(ConfChangeSingle(ConfChangeKind.REMOVE, place.replica_id))
+
+    async def _add_learner(self, node: str) -> int:
+        replica = await self._settled()
+        replica_id = FOUNDERS_IDS_MAX + replica.raw.last_index + 1
+        context = encode_context(ConfContext(nodes=((replica_id, node),)))
+        index = await self._change(ConfChangeSingle(ConfChangeKind.ADD_LEARNER, replica_id), context)
+        assert index == replica_id - FOUNDERS_IDS_MAX
+        return replica_id
+
+    async def _change(self, single: ConfChangeSingle, context: bytes = b"") -> int:
+        """Propose once no other change is under way, and wait until it is applied and the joint state is left."""
+        replica = await self._settled()
+        change = ConfChange(changes=(single,), transition=ConfTransition.JOINT_IMPLICIT, context=context)
+        try:
+            _term, index = replica.raw.propose_conf_change(change)
+        except RaftError as error:
+            raise Unavailable(f"shard {self._group} takes no change now: {error}") from None
+        self._host.mark(replica)
+        logger.info("group %d: %s replica %d proposed at %d", self._group, single.kind.name, single.replica_id, index)
+        await self._until(lambda: self._leader().raw.applied >= index)
+        await self._settled()
+        return index
+
+    async def _settled(self) -> Replica:
+        """Once everything in the log is applied and the configuration is not joint: the core takes a change."""
+        await self._until(lambda: not self._leader().raw.conf_state.voters_outgoing)
+        return self._leader()
+
+    async def _until(self, true: Callable[[], bool]) -> None:
+        while not true():
+            await asyncio.sleep(POLL_SECONDS)
+
+    def _caught_up(self, replica_id: int) -> bool:
+        replica = self._leader()
+        progress = replica.raw.status().progress.get(replica_id)
+        return progress is not None and progress.match + CATCH_UP_ENTRIES >= replica.raw.commit and progress.match > 0
+
+    def _leader(self) -> Replica:
+        replica = self._host.core.replicas.get(self._group)
+        if replica is None or not replica.is_leader or replica.state is None:
+            raise NotLeader(f"this node does not lead shard {self._group}")
+        return replica
+
+    def _descriptor_place(self, node: str):  # type: ignore[no-untyped-def]
+        state = self._leader().state
+        assert state is not None
+        return state.descriptor.replica_on(node)
+
+    def _bounded(self) -> asyncio.Timeout:
+        return asyncio.timeout(self._timeout)

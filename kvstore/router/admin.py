@@ -1,0 +1,354 @@
+"""The administration of a node: what it tells about itself and the cluster, and membership on request.
+
+What must be done by a leader is done here where it is led here, and otherwise by the leader's node, which is asked once
+and never passes it on (`perform` is what such a request runs).
+
+Invariant: a name is bound by compare-and-set in the meta group, so that two nodes never have it at the same time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from kvstore import __version__
+from kvstore.base import operations as ops
+from kvstore.base.errors import DuplicateName, Invalid, NotFound, NotLeader, Timeout, Unavailable
+from kvstore.base.ids import META_SHARD, SYSTEM_KEYSPACE
+from kvstore.base.operations import Cas, Mismatch, Mutation, Result
+from kvstore.base.shards import ReplicaRole, user_bounds
+from kvstore.base.stream import Mutate, Refused, Results
+from kvstore.placement.coordinator import Coordinator
+from kvstore.placement.members import Member, MemberRecord, encode_member, member_key, read_members
+from kvstore.placement.replica_change import ReplicaChange
+from kvstore.replica.environment import Environment
+from kvstore.replica.host_driver import HostDriver
+from kvstore.replica.replica import Replica
+from kvstore.router.peer_api import PeerClient
+from kvstore.router.router import ShardRouter
+from kvstore.router.shard_map import KEYSPACES
+from raft import RaftError
+
+CHANGE_SECONDS_MAX = 60.0
+META_TIMEOUT_MS = 5_000
+READY_TIMEOUT_MS = 1_000
+
+
+class NodeAdmin:
+    """Fulfils `router.protocol.Admin`."""
+
+    def __init__(
+        self,
+        host: HostDriver,
+        environment: Environment,
+        router: ShardRouter,
+        peers: PeerClient,
+        *,
+        cluster: str,
+        connected: Callable[[str], bool],
+        started_ms: int,
+    ) -> None:
+        self._host = host
+        self._environment = environment
+        self._router = router
+        self._peers = peers
+        self._cluster = cluster
+        self._connected = connected
+        self._started_ms = started_ms
+        self.coordinator: Coordinator | None = None
+        self._operations: Mapping[str, Callable[..., Awaitable[dict[str, Any]]]] = {
+            "join": self._join_here,
+            "remove_node": self._remove_node_here,
+            "add_replica": self._add_replica_here,
+            "remove_replica": self._remove_replica_here,
+            "transfer": self._transfer_here,
+        }
+
+    # -- what there is ---------------------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        environment = self._environment
+        return {
+            "name": environment.config.name,
+            "node_id": environment.node,
+            "cluster_id": self._cluster,
+            "boot_id": environment.boot,
+            "version": __version__,
+            "address": environment.config.advertise_address,
+            "uptime_ms": environment.clock.boot_ms() - self._started_ms,
+            "read_mode": environment.config.read_mode.value,
+            "disk_full": environment.disk_full,
+            "log": dict(environment.log_store.sizes()),
+            "state": dict(environment.state_store.sizes()),
+            "shards": [self._replica_status(replica) for replica in self._host.core.replicas.values()],
+        }
+
+    def _replica_status(self, replica: Replica) -> dict[str, Any]:
+        raw = replica.raw
+        leader = self._environment.address_of(replica.leader_node)
+        return {
+            "id": replica.group,
+            "replica_id": replica.replica_id,
+            "role": "failed" if replica.failed else self._role(replica),
+            "problem": replica.failed,
+            "term": raw.term,
+            "leader": leader.name if leader else None,
+            "commit": raw.commit,
+            "applied": replica.state.applied_index if replica.state else 0,
+            "last_index": raw.last_index,
+            "first_index": replica.log.first_index(),
+            "damaged": replica.healing.damaged,
+            "revision": replica.state.revision if replica.state else 0,
+        }
+
+    def _role(self, replica: Replica) -> str:
+        if replica.replica_id in replica.raw.conf_state.learners:
+            return "learner"
+        return replica.raw.role.name.lower().replace("_", "-")
+
+    async def members(self) -> list[dict[str, Any]]:
+        coordinator = self.coordinator
+        records = coordinator.members if coordinator else []
+        return [
+            {
+                "name": record.name,
+                "node_id": record.node,
+                "address": record.address,
+                "state": "alive" if self._is_alive(record.node) else "dead",
+                "labels": record.labels,
+                "version": record.version,
+            }
+            for record in sorted(records, key=lambda one: one.name)
+        ]
+
+    def _is_alive(self, node: str) -> bool:
+        return node == self._environment.node or self._connected(node)
+
+    def shards(self) -> list[dict[str, Any]]:
+        return [
+            self._shard(replica) for _, replica in sorted(self._host.core.replicas.items()) if replica.state is not None
+        ]
+
+    def _shard(self, replica: Replica) -> dict[str, Any]:
+        assert replica.state is not None
+        descriptor = replica.state.descriptor
+        names = {number: name for name, number in KEYSPACES.items()} | {int(SYSTEM_KEYSPACE): "_system"}
+        start, end = user_bounds(descriptor)
+        leader = self._environment.address_of(replica.leader_node)
+        progress = replica.raw.status().progress if replica.is_leader else {}
+        return {
+            "id": descriptor.id,
+            "keyspace": names.get(descriptor.keyspace, str(descriptor.keyspace)),
+            "start": ops_text(start),
+            "end": ops_text(end),
+            "epoch": {"version": descriptor.version, "conf": descriptor.conf},
+            "leader": leader.name if leader else None,
+            "term": replica.raw.term,
+            "replicas": [
+                {
+                    "node": place.name if (place := self._environment.address_of(one.node)) else one.node,
+                    "replica_id": one.replica_id,
+                    "role": ReplicaRole(one.role).name.lower(),
+                    "match": progress[one.replica_id].match if one.replica_id in progress else None,
+                }
+                for one in descriptor.replicas
+            ],
+            "revision": replica.state.revision,
+            "applied": replica.state.applied_index,
+            "log_bytes": replica.log.bytes_behind(replica.raw.last_index),
+        }
+
+    async def operators(self) -> list[dict[str, Any]]:
+        """Those of the meta group's leader, who alone makes them."""
+        coordinator = self.coordinator
+        if self._host.leads(META_SHARD) and coordinator is not None:
+            return coordinator.describe()
+        leader = self._leader_of(META_SHARD)
+        if leader is None:
+            raise Unavailable("no leader of the meta group is known")
+        answer = await self._peers.admin(leader, "operators", {}, seconds=2.0)
+        operators: list[dict[str, Any]] = answer["operators"]
+        return operators
+
+    async def ready(self) -> dict[str, Any]:
+        """A linearizable read through every shard's leader, as far as this node knows them."""
+        if self._environment.disk_full:
+            raise Unavailable("the disk is nearly full: this node takes no writes")
+        routes = self._router.routes()[2]
+        if not routes:
+            raise Unavailable("this node does not know any shard yet")
+        for route in routes:
+            if route.leader is None:
+                raise Unavailable(f"shard {route.id} has no leader that this node knows")
+        await self._router.query("default", [ops.Get(0, routes[0].start or b"\0")], timeout_ms=READY_TIMEOUT_MS)
+        return {"ready": True, "shards": len(routes)}
+
+    # -- membership, wherever the leader is ------------------------------------------------------------------------
+
+    async def join(self, *, name: str, node_id: str, address: str, labels: dict[str, str]) -> dict[str, Any]:
+        arguments = {"name": name, "node_id": node_id, "address": address, "labels": labels}
+        return await self._at_leader(META_SHARD, "join", arguments)
+
+    async def remove_node(self, name: str) -> dict[str, Any]:
+        return await self._at_leader(META_SHARD, "remove_node", {"name": name})
+
+    async def add_replica(self, shard: int, node: str) -> dict[str, Any]:
+        return await self._at_leader(shard, "add_replica", {"shard": shard, "node": node})
+
+    async def remove_replica(self, shard: int, node: str) -> dict[str, Any]:
+        return await self._at_leader(shard, "remove_replica", {"shard": shard, "node": node})
+
+    async def transfer(self, shard: int, node: str) -> dict[str, Any]:
+        return await self._at_leader(shard, "transfer", {"shard": shard, "node": node})
+
+    async def _at_leader(self, shard: int, operation: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Here, or by the leader's node; follows a leadership that moves, for a bounded time."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + CHANGE_SECONDS_MAX
+        while True:
+            try:
+                if self._host.leads(shard):
+                    return await self.perform(operation, arguments)
+                leader = self._leader_of(shard)
+                if leader is None:
+                    raise Unavailable(f"no leader of shard {shard} is known")
+                return await self._peers.admin(leader, operation, arguments, seconds=deadline - loop.time())
+            except (NotLeader, Unavailable) as error:
+                if loop.time() > deadline - CHANGE_SECONDS_MAX + META_TIMEOUT_MS / 1_000:
+                    raise Unavailable(error.message) from None
+            await asyncio.sleep(self._environment.rng.uniform(0.05, 0.15))
+
+    async def perform(self, operation: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Do it here or raise NotLeader. What another node's request runs."""
+        if operation == "operators":
+            return {"operators": self.coordinator.describe() if self.coordinator else []}
+        action = self._operations.get(operation)
+        if action is None:
+            raise Invalid(f"there is no operation {operation!r}")
+        try:
+            return await action(**arguments)
+        except TypeError as error:
+            raise Invalid(f"wrong arguments for {operation}: {error}") from None
+        except TimeoutError:
+            raise Timeout(f"{operation} was not done in time; it may still be") from None
+
+    def _leader_of(self, shard: int) -> str | None:
+        """HOST:PORT of another node that leads the shard."""
+        replica = self._host.core.replicas.get(shard)
+        if replica is not None:
+            place = self._environment.address_of(replica.leader_node)
+            if place is not None and replica.leader_node != self._environment.node:
+                return place.address
+        coordinator = self.coordinator
+        if replica is None and coordinator is not None:  # no replica here: any member knows more
+            others = [one.address for one in coordinator.members if self._connected(one.node)]
+            return self._environment.rng.choice(others) if others else None
+        return None
+
+    # -- at the leader ---------------------------------------------------------------------------------------------
+
+    async def _join_here(self, *, name: str, node_id: str, address: str, labels: dict[str, str]) -> dict[str, Any]:
+        record = MemberRecord(name=name, node=node_id, address=address, labels=labels, version=__version__)
+        known = self._member(name)
+        if known is not None and known.record.node != node_id:
+            raise DuplicateName(
+                f"the name {name} belongs to another node, at {known.record.address}; choose another --name, or "
+                f"`kvctl node remove {name}` if that one is gone for good"
+            )
+        if known is None or known.record != record:
+            revision = known.revision if known else 0
+            await self._write_meta(Cas(0, member_key(name), encode_member(record), revision))
+        return {"cluster": self._cluster, "name": name}
+
+    async def _remove_node_here(self, *, name: str) -> dict[str, Any]:
+        known = self._member(name)
+        if known is None:
+            raise NotFound(f"there is no member {name}")
+        members = self.coordinator.members if self.coordinator else []
+        if len(members) <= 1:
+            raise Invalid("the last member can't be removed")
+        await self._write_meta(Cas(0, member_key(name), None, known.revision))
+        return {"removed": name, "node_id": known.record.node}
+
+    async def _add_replica_here(self, *, shard: int, node: str) -> dict[str, Any]:
+        node_id = self._node_id(node)
+        await ReplicaChange(self._host, shard, timeout_seconds=CHANGE_SECONDS_MAX).add(node_id)
+        return {"shard": shard, "added": node}
+
+    async def _remove_replica_here(self, *, shard: int, node: str) -> dict[str, Any]:
+        await ReplicaChange(self._host, shard, timeout_seconds=CHANGE_SECONDS_MAX).remove(self._node_id(node))
+        return {"shard": shard, "removed": node}
+
+    async def _transfer_here(self, *, shard: int, node: str) -> dict[str, Any]:
+        replica = self._led(shard)
+        assert replica.state is not None
+        place = replica.state.descriptor.replica_on(self._node_id(node))
+        if place is None or place.role != ReplicaRole.VOTER:
+            raise NotFound(f"shard {shard} has no voter on {node}")
+        if place.replica_id == replica.replica_id:
+            return {"shard": shard, "leader": node}
+        try:
+            replica.raw.transfer_leader(place.replica_id)
+        except RaftError as error:
+            raise Unavailable(str(error)) from None
+        self._host.mark(replica)
+        async with asyncio.timeout(META_TIMEOUT_MS / 1_000):
+            while replica.raw.leader_id != place.replica_id:
+                if replica.is_leader and not replica.raw.status().transfer_target:
+                    raise Unavailable(f"{node} did not take the leadership; is it up and not far behind?")
+                await asyncio.sleep(0.01)
+        return {"shard": shard, "leader": node}
+
+    def _led(self, shard: int) -> Replica:
+        replica = self._host.core.replicas.get(shard)
+        if replica is None or not replica.is_leader or replica.state is None:
+            raise NotLeader(f"this node does not lead shard {shard}")
+        return replica
+
+    def _member(self, name: str) -> Member | None:
+        replica = self._led(META_SHARD)
+        assert replica.state is not None
+        return next((one for one in read_members(replica.state) if one.record.name == name), None)
+
+    def _node_id(self, node: str) -> str:
+        """From a member's name; node ids (of replicas whose member is gone) stand for themselves."""
+        members = self.coordinator.members if self.coordinator else []
+        for record in members:
+            if node in (record.name, record.node):
+                return record.node
+        for replica in self._host.core.replicas.values():
+            if replica.state is not None and replica.state.descriptor.replica_on(node) is not None:
+                return node
+        raise NotFound(f"there is no member {node}")
+
+    async def _write_meta(self, operation: Mutation) -> Result:
+        """One mutation of the cluster's records, by the leader of the meta group here. Raises KVError."""
+        replica = self._led(META_SHARD)
+        assert replica.state is not None
+        future: asyncio.Future[Results | Refused] = asyncio.get_running_loop().create_future()
+        frame = Mutate(
+            id=0,
+            shard=META_SHARD,
+            version=replica.state.descriptor.version,
+            timeout_ms=META_TIMEOUT_MS,
+            session=b"",
+            low=0,
+            issued_at=0,
+            operations=msgspec.Raw(ops.encode([operation])),
+        )
+        self._router.mutate_at(replica, frame, lambda answer: future.done() or future.set_result(answer))
+        answer = await future
+        if isinstance(answer, Refused):
+            raise NotLeader(answer.message) if answer.definite else Timeout(answer.message)
+        result = answer.results[0]
+        if isinstance(result, Mismatch):
+            raise Unavailable("the member's record changed at the same time; try again")
+        return result
+
+
+def ops_text(key: bytes) -> str:
+    """A key for JSON: UTF-8 as it is, other bytes escaped."""
+    return key.decode("utf-8", "backslashreplace")

@@ -1,0 +1,114 @@
+"""Small questions between nodes over HTTP: founding, joining, and administrative requests for a leader elsewhere.
+
+With a cluster secret each request carries an HMAC-SHA-256 over its time, path and body, as everything between nodes.
+
+Invariant: a request made here is never passed on by its receiver, so nothing goes in circles.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Mapping
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from kvstore.base.clock import Clock
+from kvstore.base.errors import ERRORS, Code, Invalid, KVError, Unauthenticated, Unavailable
+from kvstore.placement.founding import ASK_SECONDS, FoundingState
+
+FOUNDING_PATH = "/v1/peer/founding"
+ADMIN_PATH = "/v1/peer/admin"
+AUTH_HEADER = "X-Kvstore-Auth"
+AUTH_AGE_MS_MAX = 30_000
+
+
+def sign(secret: bytes, *, stamp_ms: int, path: str, body: bytes) -> str:
+    """The header's value."""
+    mac = hmac.new(secret, b"%d\n%s\n" % (stamp_ms, path.encode()) + body, hashlib.sha256)
+    return f"{stamp_ms}.{mac.hexdigest()}"
+
+
+def check_signature(secret: bytes | None, value: str, *, now_ms: int, path: str, body: bytes) -> None:
+    """Raises Unauthenticated."""
+    if secret is None:
+        return
+    stamp, _, _ = value.partition(".")
+    if not stamp.isdecimal() or abs(now_ms - int(stamp)) > AUTH_AGE_MS_MAX:
+        raise Unauthenticated("the request between nodes is not signed, or too old; check the nodes' clocks")
+    if not hmac.compare_digest(value, sign(secret, stamp_ms=int(stamp), path=path, body=body)):
+        raise Unauthenticated("the request between nodes is signed with another cluster secret")
+
+
+class PeerClient:
+    """Asks other nodes. Raises Unavailable when there is no answer, and the KVError that the other side answered."""
+
+    def __init__(self, *, secret: bytes | None, clock: Clock) -> None:
+        self._secret = secret
+        self._clock = clock
+        self._session: aiohttp.ClientSession | None = None
+
+    async def founding(self, address: str) -> FoundingState:
+        answer = await self._request(address, "GET", FOUNDING_PATH, b"", seconds=ASK_SECONDS)
+        try:
+            return msgspec.convert(answer, FoundingState)
+        except msgspec.ValidationError as error:
+            raise Unavailable(f"{address} answers strangely: {error}") from None
+
+    async def join(self, address: str, *, name: str, node_id: str, own_address: str, labels: Mapping[str, str]) -> str:
+        body = {"name": name, "node_id": node_id, "address": own_address, "labels": dict(labels)}
+        answer = await self._request(address, "POST", "/v1/members", msgspec.json.encode(body), seconds=5.0)
+        cluster = answer.get("cluster")
+        if not isinstance(cluster, str) or not cluster:
+            raise Unavailable(f"{address} does not name its cluster")
+        return cluster
+
+    async def admin(
+        self, address: str, operation: str, arguments: Mapping[str, Any], *, seconds: float
+    ) -> dict[str, Any]:
+        """Have `operation` done by the node at `address`, which must be the right one."""
+        body = msgspec.json.encode({"operation": operation, "arguments": arguments})
+        return await self._request(address, "POST", ADMIN_PATH, body, seconds=seconds)
+
+    async def get(self, address: str, path: str) -> dict[str, Any]:
+        return await self._request(address, "GET", path, b"", seconds=ASK_SECONDS)
+
+    async def _request(self, address: str, method: str, path: str, body: bytes, *, seconds: float) -> dict[str, Any]:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(auto_decompress=False)
+        headers = {"Accept": "application/json", "Content-Type": "application/json"}
+        if self._secret is not None:
+            headers[AUTH_HEADER] = sign(self._secret, stamp_ms=self._clock.wall_ms(), path=path, body=body)
+        try:
+            async with self._session.request(
+                method,
+                f"http://{address}{path}",
+                data=body if method == "POST" else None,
+                headers=headers,
+                timeout=aiohttp.ClientTimeout(total=seconds),
+            ) as response:
+                answer = msgspec.json.decode(await response.read())
+        except (TimeoutError, OSError, aiohttp.ClientError, msgspec.DecodeError) as error:
+            raise Unavailable(f"no answer from {address}: {error or type(error).__name__}") from None
+        if response.status >= 400:
+            raise _error_of(answer)
+        if not isinstance(answer, dict):
+            raise Unavailable(f"{address} answers strangely")
+        return answer
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+
+def _error_of(answer: Any) -> KVError:
+    """The error that a problem document tells."""
+    if not isinstance(answer, dict):
+        return Unavailable("an error without a problem document")
+    message = str(answer.get("detail") or answer.get("title") or "")
+    try:
+        return ERRORS[Code[str(answer.get("code"))]](message)
+    except KeyError:
+        return Invalid(message)
