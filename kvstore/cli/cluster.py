@@ -1,0 +1,336 @@
+"""kvctl's commands on the cluster: status, members, shards, routes, operators, node, replicas.
+
+Invariant: the JSON of `members`, `shards`, `routes` and `operators` is what the REST API answers; other tools rely on
+           its fields (docs/operations.md).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
+
+import click
+
+from kvstore.base.ids import META_SHARD
+from kvstore.cli.failure import CommandFailed
+from kvstore.cli.picture import NodeView, node_view, shard_views
+from kvstore.cli.records import readable
+from kvstore.cli.render import bytes_text, duration_text, note, print_json, print_table
+from kvstore.cli.rest import NotReached, Rest
+from kvstore.cli.target import Target, kvctl_command, run, target_of, target_options
+
+STATUS_SECONDS_MAX = 2.0  # a paused node must not hold up the picture of the others
+
+
+def _rest(target: Target) -> Rest:
+    return Rest(target.endpoints, timeout=target.timeout)
+
+
+def _list(content: Any, name: str) -> list[dict[str, Any]]:
+    """The API answers a list, or an object that holds one under `name`."""
+    rows = content.get(name) if isinstance(content, dict) else content
+    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+
+
+def _key_text(row: Mapping[str, Any], name: str, *, empty: str) -> str:
+    """A bound of a range; binary ones come as base64."""
+    if f"{name}_base64" in row:
+        return f"@base64:{row[f'{name}_base64']}"
+    value = row.get(name)
+    return readable(str(value).encode("utf-8", "surrogateescape")) if value else empty
+
+
+# ---------------------------------------------------------------------------------------------------------- status
+
+
+@click.command()
+@kvctl_command
+async def status(target: Target) -> None:
+    """Show how the cluster is: its nodes, and who leads each shard."""
+    async with Rest(target.endpoints, timeout=min(target.timeout, STATUS_SECONDS_MAX)) as rest:
+        members = await _members_of(rest)
+        views = await asyncio.gather(*(_view_of(rest, member) for member in members))
+    shards = shard_views(views)
+    healthy = all(view.up for view in views) and bool(shards) and all(shard.leader for shard in shards)
+    if target.json:
+        print_json(
+            {
+                "healthy": healthy,
+                "cluster": next((view.raw["cluster_id"] for view in views if "cluster_id" in view.raw), None),
+                "nodes": [_node_json(view, member) for view, member in zip(views, members, strict=True)],
+                "shards": [{"id": shard.id, "leader": shard.leader, "term": shard.term} for shard in shards],
+            }
+        )
+        return
+    print_table(
+        ("NODE", "STATE", "ADDRESS", "LEADS", ">SHARDS", "UP FOR", ">LOG", ">DATA", "VERSION"),
+        [_node_row(view, member) for view, member in zip(views, members, strict=True)],
+    )
+    missing = [view.name for view in views if not view.up]
+    orphans = [str(shard.id) for shard in shards if not shard.leader]
+    if missing:
+        note(f"not answering: {', '.join(missing)}")
+    if orphans:
+        note(f"without a leader: shard {', '.join(orphans)}")
+    if healthy:
+        note(f"{_count(len(views), 'node')}, {_count(len(shards), 'shard')}, all well")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+async def _members_of(rest: Rest) -> list[dict[str, Any]]:
+    """All members; when nobody can name them (no quorum, say), the endpoints that answer at all."""
+    try:
+        members = _list(await rest.get("/v1/members"), "members")
+    except CommandFailed as failed:
+        if failed.code == "UNREACHABLE":
+            raise
+        members = []
+    return members or [
+        {"name": endpoint, "address": endpoint.partition("://")[2], "state": "unknown"} for endpoint in rest.endpoints
+    ]
+
+
+async def _view_of(rest: Rest, member: Mapping[str, Any]) -> NodeView:
+    name, address = str(member.get("name", "?")), str(member.get("address", ""))
+    try:
+        answer = await rest.get_from(f"http://{address}", "/v1/status")
+    except NotReached as error:
+        return NodeView(name, address, up=False, note=str(error))
+    except CommandFailed as failed:
+        return NodeView(name, address, up=False, note=failed.message)
+    return node_view(answer if isinstance(answer, dict) else {}, name=name, address=address)
+
+
+def _node_json(view: NodeView, member: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "name": view.name,
+        "address": view.address,
+        "up": view.up,
+        "state": member.get("state"),
+        **({"status": dict(view.raw)} if view.up else {"note": view.note}),
+    }
+
+
+def _node_row(view: NodeView, member: Mapping[str, Any]) -> tuple[Any, ...]:
+    state = "up" if view.up else "down"
+    if member.get("state") in ("suspect", "dead", "left"):
+        state = str(member["state"])
+    leads = ", ".join(str(shard) for shard in view.leads[:8]) + (" …" if len(view.leads) > 8 else "")
+    return (
+        view.name,
+        state,
+        view.address,
+        leads,
+        str(len(view.replicas)) if view.up else "",
+        duration_text(view.uptime_seconds),
+        bytes_text(_number(view.raw.get("log"), "used_bytes")),
+        bytes_text(_number(view.raw.get("state"), "used_bytes")),
+        view.version,
+    )
+
+
+def _number(values: Any, name: str) -> int | None:
+    number = values.get(name) if isinstance(values, Mapping) else None
+    return number if isinstance(number, int) else None
+
+
+# --------------------------------------------------------------------------------------------- members and operators
+
+
+@click.command()
+@kvctl_command
+async def members(target: Target) -> None:
+    """List the nodes of the cluster as gossip and the meta group know them."""
+    async with _rest(target) as rest:
+        content = await rest.get("/v1/members")
+    if target.json:
+        print_json(content)
+        return
+    print_table(
+        ("NODE", "STATE", "ADDRESS", "LABELS", "VERSION", "NODE ID"),
+        [
+            (
+                row.get("name"),
+                row.get("state"),
+                row.get("address"),
+                ",".join(f"{name}={value}" for name, value in sorted((row.get("labels") or {}).items())),
+                row.get("version"),
+                row.get("node_id"),
+            )
+            for row in _list(content, "members")
+        ],
+        empty="no members",
+    )
+
+
+@click.command()
+@kvctl_command
+async def operators(target: Target) -> None:
+    """List the plans that the placement driver is carrying out."""
+    async with _rest(target) as rest:
+        content = await rest.get("/v1/operators")
+    if target.json:
+        print_json(content)
+        return
+    print_table(
+        ("ID", "SHARD", "KIND", "STEP", "STATE"),
+        [
+            (str(row.get("id", "")), str(row.get("shard", "")), row.get("kind"), row.get("step"), row.get("state"))
+            for row in _list(content, "operators")
+        ],
+        empty="no operators at work",
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- shards
+
+
+@target_options
+@click.group(invoke_without_command=True)
+@click.pass_context
+def shards(context: click.Context) -> None:
+    """List the shards; with a subcommand, change one."""
+    if context.invoked_subcommand is None:
+        target = target_of(context)
+        run(target, lambda: _list_shards(target))
+
+
+async def _list_shards(target: Target) -> None:
+    async with _rest(target) as rest:
+        content = await rest.get("/v1/shards")
+    if target.json:
+        print_json(_list(content, "shards"))
+        return
+    print_table(
+        ("SHARD", "KEYSPACE", "START", "END", "EPOCH", "LEADER", "REPLICAS", ">SIZE"),
+        [
+            (
+                f"{row.get('id')} (meta)" if row.get("id") == META_SHARD else str(row.get("id")),
+                row.get("keyspace"),
+                _key_text(row, "start", empty="(first)"),
+                _key_text(row, "end", empty="(last)"),
+                _epoch(row.get("epoch")),
+                row.get("leader"),
+                _replicas_text(row.get("replicas")),
+                bytes_text(_number(row, "approximate_bytes")),
+            )
+            for row in _list(content, "shards")
+        ],
+        empty="no shards",
+    )
+
+
+def _epoch(epoch: Any) -> str:
+    """version.conf."""
+    return f"{epoch.get('version')}.{epoch.get('conf')}" if isinstance(epoch, dict) else str(epoch or "-")
+
+
+def _replicas_text(replicas: Any) -> str:
+    names = []
+    for replica in replicas if isinstance(replicas, Sequence) else ():
+        role = str(replica.get("role", "voter")).lower()
+        names.append(str(replica.get("node")) + ("" if role == "voter" else f" ({role})"))
+    return ", ".join(names)
+
+
+@shards.command(epilog="\b\nExample:\n  kvctl shards transfer 2 n3")
+@click.argument("shard", type=click.IntRange(min=1))
+@click.argument("to_node", metavar="NODE")
+@kvctl_command
+async def transfer(target: Target, shard: int, to_node: str) -> None:
+    """Let NODE lead SHARD. Writes go on; callers see no error."""
+    async with _rest(target) as rest:
+        answer = await rest.change("POST", f"/v1/shards/{shard}/transfer", {"node": to_node})
+    _done(target, answer, f"{to_node} is to lead shard {shard}")
+
+
+def _done(target: Target, answer: Any, text: str) -> None:
+    if target.json:
+        print_json(answer)
+    else:
+        click.echo(text)
+
+
+# ---------------------------------------------------------------------------------------------------------- routes
+
+
+@click.command()
+@kvctl_command
+async def routes(target: Target) -> None:
+    """Show which node leads which range of keys, as clients learn it."""
+    async with _rest(target) as rest:
+        content = await rest.get("/v1/routes")
+    if target.json:
+        print_json(content)
+        return
+    print_table(
+        ("SHARD", "START", "END", "EPOCH", "LEADER", "ADDRESS"),
+        [
+            (
+                str(row.get("id")),
+                _key_text(row, "start", empty="(first)"),
+                _key_text(row, "end", empty="(last)"),
+                _epoch(row.get("epoch")),
+                row.get("leader"),
+                row.get("address"),
+            )
+            for row in _list(content, "shards")
+        ],
+        empty="no routes",
+    )
+
+
+# ------------------------------------------------------------------------------------------------ nodes and replicas
+
+
+@click.group()
+def node() -> None:
+    """Look after one node."""
+
+
+@node.command("remove", epilog="\b\nExample:\n  kvctl node remove n2")
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@kvctl_command
+async def node_remove(target: Target, name: str, yes: bool) -> None:
+    """Take the node NAME out of the cluster, for good: its replicas are removed and it may not come back as it is.
+
+    A node that is only to be restarted needs nothing of the kind.
+    """
+    if not yes and click.get_text_stream("stdin").isatty():
+        click.confirm(f"Remove {name} for good?", abort=True, err=True)
+    async with _rest(target) as rest:
+        answer = await rest.change("DELETE", f"/v1/members/{quote(name, safe='')}")
+    _done(target, answer, f"removed {name}")
+
+
+@click.group()
+def replicas() -> None:
+    """Add or remove the replicas of a shard."""
+
+
+@replicas.command("add", epilog="\b\nExample:\n  kvctl replicas add 2 n4")
+@click.argument("shard", type=click.IntRange(min=1))
+@click.argument("on_node", metavar="NODE")
+@kvctl_command
+async def replicas_add(target: Target, shard: int, on_node: str) -> None:
+    """Add a replica of SHARD on NODE: a learner that catches up, then a voter."""
+    async with _rest(target) as rest:
+        answer = await rest.change("POST", f"/v1/shards/{shard}/replicas", {"node": on_node})
+    _done(target, answer, f"shard {shard} has a replica on {on_node}")
+
+
+@replicas.command("remove", epilog="\b\nExample:\n  kvctl replicas remove 2 n1")
+@click.argument("shard", type=click.IntRange(min=1))
+@click.argument("on_node", metavar="NODE")
+@kvctl_command
+async def replicas_remove(target: Target, shard: int, on_node: str) -> None:
+    """Remove the replica of SHARD on NODE."""
+    async with _rest(target) as rest:
+        answer = await rest.change("DELETE", f"/v1/shards/{shard}/replicas/{quote(on_node, safe='')}")
+    _done(target, answer, f"shard {shard} has no replica on {on_node} any more")
