@@ -27,7 +27,7 @@ class Finale:
     def __init__(self, world: World) -> None:
         self._world = world
         self.done = False
-        self._core: list[Replica] = []
+        self._away: list[Replica] = []  # not healed
         self._deadline_us = 0
         self._term = 0  # in which the write was proposed
         self._index = 0
@@ -43,29 +43,28 @@ class Finale:
         options.disk.sync_us = (100, 2_000)
         options.disk.slow = options.snapshot_loss = 0.0
         options.snapshot_us = (2_000, 20_000)
-        self._core = self._choose_core()
-        world.note(None, "healed", *(replica.id for replica in self._core))
+        options.apply_us = min(options.apply_us, 1_000)
+        self._away = self._choose_away()
+        world.note(None, "healed", *(replica.id for replica in world.replicas.values() if replica not in self._away))
         for replica in world.replicas.values():
             self._heal(replica)
         self._deadline_us = world.now_us + _TIMEOUTS_MAX * options.election_ticks * TICK_MS * 1_000
         world.later(_LOOK_US, None, self._look, ())
 
-    def _choose_core(self) -> list[Replica]:
+    def _choose_away(self) -> list[Replica]:
         world = self._world
-        replicas = list(world.replicas.values())
         # With the membership in flux there may be no telling which quorum is asked; then all are healed.
         if not world.options.core_only_heals or world.options.work.conf_change:
-            return replicas
+            return []
         voters = list(world.checker.founding.conf_state.voters)
         world.rng.shuffle(voters)
-        quorum = sorted(voters[: len(voters) // 2 + 1])
-        return [world.replicas[voter] for voter in quorum]
+        return [world.replicas[voter] for voter in voters[len(voters) // 2 + 1 :]]
 
     def _heal(self, replica: Replica) -> None:
         world = self._world
         replica.disk_slow_until_us = 0
         replica.disk.snapshot_hidden = False
-        if replica in self._core:
+        if replica not in self._away:
             if replica.alive:
                 world.resume(replica, replica.incarnation)
             else:
@@ -88,17 +87,21 @@ class Finale:
     def _all_well(self) -> bool:
         world = self._world
         leader = world.newest_leader()
-        if leader is None or leader not in self._core or leader.paused_until_us:
+        if leader is None or leader in self._away or leader.paused_until_us:
             self._goal = "no leader"
             return False
         if not self._written(leader) or not self._conf_settled(leader):
             return False
         conf = leader.node.conf_state
-        members = [replica for replica in self._core if replica.id in (*conf.voters, *conf.learners)]
-        for replica in members:
-            if not replica.alive or replica.machine.index < self._index:
-                self._goal = f"{replica} has not applied {self._index}"
+        members = []
+        for member in (*conf.voters, *conf.learners):
+            replica = world.replicas.get(member)
+            if replica in self._away:
+                continue
+            if replica is None or not replica.alive or replica.machine.index < self._index:
+                self._goal = f"replica {member} has not applied {self._index}"
                 return False
+            members.append(replica)
         return self._all_read(members)
 
     def _written(self, leader: Replica) -> bool:
@@ -137,9 +140,9 @@ class Finale:
         return False
 
     def check_end(self) -> None:
-        """Every log of the core holds everything that was ever called committed."""
+        """Whoever has caught up holds what was ever called committed."""
         checker = self._world.checker
-        for replica in self._core:
+        for replica in self._world.replicas.values():
             if replica.alive and replica.machine.index >= self._index:
                 last = min(replica.machine.index, checker.commit)
                 if not replica.view.holds(last, checker.committed[last]):

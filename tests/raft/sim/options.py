@@ -380,5 +380,9 @@ def options_of(seed: int, profile: str = "swarm") -> Options:
     else:
         PROFILES[profile](options, rng)
     _fit_drift(options)
+    if not options.network.ordered:
+        # Links keep their order in the real world. Without it, each overtaken append of a window is refused, and each
+        # refusal may send the window again: wide windows of tiny appends would flood the run and show nothing.
+        options.inflight_messages_max = min(options.inflight_messages_max, 8)
     options.__post_init__()
     return options
