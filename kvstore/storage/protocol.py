@@ -94,7 +94,7 @@ class LogStore(Protocol):
         """file_bytes, used_bytes, free_bytes: for metrics; cheap."""
 
     def close(self) -> None:
-        """Finish what is queued, then close. Blocks."""
+        """Finish what is queued, then close. Blocks; no `done` runs any more."""
 
 
 class Record(msgspec.Struct, gc=False, frozen=True, array_like=True):
@@ -185,16 +185,20 @@ class StateStore(Protocol):
     def freeze(self) -> None:
         """Make the active table the frozen one, at once, for all shards. Not while flushing."""
 
-    def write_frozen(self, changes: Mapping[int, ShardChange], done: Done) -> None:
+    def write_frozen(self, changes: Mapping[int, ShardChange], done: Done, *, drop: Sequence[int] = ()) -> None:
         """Write the frozen table and these images in one transaction; then readers move on to it, and `done` runs.
 
         The caller freezes, collects `changes` in the same step, and calls this once the local log holds all
-        that they contain (a log barrier).
+        that they contain (a log barrier). `changes` are the store's from then on. Those of a shard whose install or
+        destruction began after the freeze are left out. `drop`: shards that a merge has ended: image and sessions go.
         """
 
     # -- snapshots
     def open_snapshot(self, group: int, start: bytes, end: bytes) -> SnapshotReader | None:
-        """The shard as last flushed; None while it has no flushed image."""
+        """The shard as last flushed; None while it has no flushed image, or for a moment while a flush ends: ask again.
+
+        `start` and `end` are the range that the *flushed* image (`shards()`) names.
+        """
 
     def install_begin(self, header: SnapshotHeader, done: Done) -> None:
         """Forget the shard's tables, mark the range incomplete (fsync), and clear it in bounded steps."""
@@ -202,8 +206,8 @@ class StateStore(Protocol):
     def install_chunk(self, group: int, data: bytes, done: Done) -> None:
         """Raises DamagedRecord at once when the chunk's checksum is wrong."""
 
-    def install_finish(self, header: SnapshotHeader, done: Done) -> None:
-        """The last transaction: the image, and the mark removed."""
+    def install_finish(self, header: SnapshotHeader, done: Done, *, drop: Sequence[int] = ()) -> None:
+        """The last transaction: the image, and the mark removed. `drop`: shards that this one has absorbed."""
 
     def destroy_shard(self, group: int, start: bytes, end: bytes, done: Done) -> None:
         """Mark the range dirty, delete in bounded steps, drop image and sessions, remove the mark."""
@@ -212,4 +216,5 @@ class StateStore(Protocol):
         """Ranges whose install or destruction has not ended, by group: their data must not be served."""
 
     def sizes(self) -> Mapping[str, int]: ...
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Finish what is queued, then close. Blocks; no `done` runs any more."""
