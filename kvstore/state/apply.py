@@ -2,6 +2,8 @@
 
 Invariant: revision rises by one for each operation that changes something (a batch is one), and by nothing else.
 Invariant: an operation that is refused (Failure) or does not hold (Mismatch) has changed nothing.
+Invariant: an entry is applied as a whole or not at all: when the store fails in the middle (a damaged record), what
+           was written is taken back, so that the shard stands, and may be flushed, at the entry before.
 Invariant: everything that is written lies in [start, end) of the shard at this index: a replay of old entries over
            newer data of a neighbour (after a split) must not touch it.
 
@@ -49,12 +51,14 @@ BATCH_TOO_LARGE: Final = Failure(int(Code.TOO_LARGE), "The values that this batc
 class Executor:
     """Executes operations on the store under the rules of one descriptor. Knows nothing of sessions."""
 
-    __slots__ = ("_limits", "_store", "budget", "end", "prefix", "revision", "start")
+    __slots__ = ("_limits", "_revision_before", "_store", "_undo", "budget", "end", "prefix", "revision", "start")
 
     def __init__(self, store: ShardData, descriptor: ShardDescriptor, limits: StateLimits, revision: int) -> None:
         self._store = store
         self._limits = limits
         self.revision = revision
+        self._revision_before = revision  # when the entry began
+        self._undo: list[tuple[bytes, Record | None]] = []  # what the entry has overwritten, in its order
         self.budget = limits.result_bytes_max  # bytes of values that the results of this entry may still carry
         self.follow(descriptor)
 
@@ -67,7 +71,22 @@ class Executor:
         self.end = descriptor.end
 
     def begin_entry(self) -> None:
+        assert not self._undo
+        self._revision_before = self.revision
         self.budget = self._limits.result_bytes_max
+
+    def end_entry(self) -> None:
+        self._undo.clear()
+
+    def roll_back(self) -> None:
+        """Everything as it was at begin_entry."""
+        for key, old in reversed(self._undo):
+            if old is None:
+                self._store.delete(key)
+            else:
+                self._store.put(key, old)
+        self._undo.clear()
+        self.revision = self._revision_before
 
     def covers(self, operation: Mutation | Get | Scan) -> bool:
         """Every key and range of the operation lies in the shard."""
@@ -100,23 +119,29 @@ class Executor:
                 return self._delete_range(operation)
 
     def put(self, key: bytes, value: bytes) -> int:
-        """key: full. shard.py has this method's body inline for the common case."""
+        """key: full, in the shard. The hot path of most loads."""
         self.revision = revision = self.revision + 1
         self._write(key, value, revision)
         return revision
 
     def _write(self, key: bytes, value: bytes, revision: int) -> None:
         old = self._store.get(key)
+        self._undo.append((key, old))
         if old is None:
             self._store.put(key, Record(value, revision, revision, 1))
         else:
             self._store.put(key, Record(value, revision, old.create_revision, old.version + 1))
 
+    def _remove(self, key: bytes, old: Record) -> None:
+        self._undo.append((key, old))
+        self._store.delete(key)
+
     def _delete(self, operation: Delete) -> int:
         key = self.prefix + operation.key
-        if self._store.get(key) is None:
+        old = self._store.get(key)
+        if old is None:
             return 0
-        self._store.delete(key)
+        self._remove(key, old)
         self.revision += 1
         return self.revision
 
@@ -132,7 +157,7 @@ class Executor:
             return self.put(key, operation.value)
         if old is None:
             return 0
-        self._store.delete(key)
+        self._remove(key, old)
         self.revision += 1
         return self.revision
 
@@ -153,8 +178,8 @@ class Executor:
             value = None if isinstance(inner, Delete) else inner.value
             if value is not None:
                 self._write(key, value, revision)
-            elif self._store.get(key) is not None:
-                self._store.delete(key)
+            elif (old := self._store.get(key)) is not None:
+                self._remove(key, old)
             else:
                 results.append(0)
                 continue
@@ -202,7 +227,7 @@ class Executor:
             pairs, more = self._store.scan(start, end, limit=limit, bytes_max=bytes_max - bytes_read)
             assert pairs or not more
             for place, (key, record) in enumerate(pairs):
-                self._store.delete(key)
+                self._remove(key, record)
                 deleted += 1
                 bytes_read += len(key) + len(record.value)
                 if bytes_read >= bytes_max:

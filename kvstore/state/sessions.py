@@ -16,6 +16,7 @@ Called by: shard.py only.   Source: Raft thesis, 6.3; design of the sessions in 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import msgspec
 
@@ -55,11 +56,39 @@ class Session:
         self.answers: dict[int, tuple[int, Result]] = {}  # by seq: (issued_at, result)
         self.weights: dict[int, int] = {}  # by seq: bytes, of the answers that are more than a number
 
+    def remember(self, seq: int, issued_at: int, result: Result) -> None:
+        """An answer from elsewhere than the execution. The totals of the table are the caller's."""
+        self.answers[seq] = (issued_at, result)
+        if type(result) is not int:
+            self.weights[seq] = result_weight(result)
+
+
+class _Visit(NamedTuple):
+    """What a write found when it entered a session, and what it did: enough to take it back."""
+
+    session_id: bytes
+    session: Session
+    new: bool
+    low: int
+    newest: int
+    dropped: dict[int, tuple[int, Result]]  # by the rise of `low`
+    added: list[int]  # seqs; the caller of `enter` appends
+
 
 class Sessions:
     """All sessions of a shard."""
 
-    __slots__ = ("_changed", "_expired_slice", "_filed", "answer_bytes", "answers", "floor", "limits", "table")
+    __slots__ = (
+        "_changed",
+        "_expired_slice",
+        "_filed",
+        "_visits",
+        "answer_bytes",
+        "answers",
+        "floor",
+        "limits",
+        "table",
+    )
 
     def __init__(self, limits: StateLimits, floor: int) -> None:
         self.limits = limits
@@ -70,17 +99,23 @@ class Sessions:
         self._filed: dict[int, dict[bytes, None]] = {}  # sessions by slice
         self._expired_slice = -1  # all slices below it have been dropped
         self._changed: dict[bytes, None] = {}  # since take_changes
+        self._visits: list[_Visit] = []  # of this entry
 
     # -- while a write is applied
 
-    def enter(self, session_id: bytes, low: int) -> Session:
-        """The session, with what lies below `low` dropped; a new one is in the table only after `keep`."""
+    def enter(self, session_id: bytes, low: int) -> tuple[Session, list[int]]:
+        """The session, with what lies below `low` dropped, and a list for the seqs that the caller adds to its
+        answers. A new session is in the table only after `keep`."""
         session = self.table.get(session_id)
+        added: list[int] = []
         if session is None:
-            return Session(low)
-        if low > session.low:
-            self._raise_low(session_id, session, low)
-        return session
+            session = Session(low)
+            self._visits.append(_Visit(session_id, session, True, low, 0, {}, added))
+            return session, added
+        low_before = session.low
+        dropped = self._raise_low(session_id, session, low) if low > low_before else {}
+        self._visits.append(_Visit(session_id, session, False, low_before, session.newest, dropped, added))
+        return session, added
 
     def keep(self, session_id: bytes, session: Session, *, issued_at: int, added: int) -> None:
         """Account for `added` answers that the caller has put into session.answers."""
@@ -102,26 +137,56 @@ class Sessions:
         session.weights[seq] = weight
         self.answer_bytes += weight
 
-    def _raise_low(self, session_id: bytes, session: Session, low: int) -> None:
+    def _raise_low(self, session_id: bytes, session: Session, low: int) -> dict[int, tuple[int, Result]]:
         answers = session.answers
-        before = len(answers)
-        if low - session.low <= before:
+        dropped: dict[int, tuple[int, Result]] = {}
+        if low - session.low <= len(answers):
             for seq in range(session.low, low):
-                answers.pop(seq, None)
+                if seq in answers:
+                    dropped[seq] = answers.pop(seq)
         else:  # a large step, or a session with few answers: look at the answers, not at the numbers between
-            for seq in [seq for seq in answers if seq < low]:
+            dropped = {seq: answer for seq, answer in answers.items() if seq < low}
+            for seq in dropped:
                 del answers[seq]
         session.low = low
         if session.weights:
             for seq in [seq for seq in session.weights if seq < low]:
                 self.answer_bytes -= session.weights.pop(seq)
-        self.answers += len(answers) - before
+        self.answers -= len(dropped)
         self._changed[session_id] = None
+        return dropped
+
+    def roll_back(self) -> None:
+        """Everything as it was after the entry before."""
+        for visit in reversed(self._visits):
+            if visit.new:
+                self.table.pop(visit.session_id, None)
+                continue
+            session = visit.session
+            for seq in visit.added:
+                del session.answers[seq]
+                session.weights.pop(seq, None)
+            for seq, (issued_at, result) in visit.dropped.items():
+                session.remember(seq, issued_at, result)
+            session.low = visit.low
+            session.newest = visit.newest
+        self._visits.clear()
+        self._recount()
+
+    def _recount(self) -> None:
+        """Make everything that follows from the table anew."""
+        self._filed = {}
+        self.answers = self.answer_bytes = 0
+        for session_id, session in self.table.items():
+            self.answers += len(session.answers)
+            self.answer_bytes += sum(session.weights.values())
+            self._file(session_id, session, _oldest(session) // SLICE_MS)
 
     # -- after an entry
 
-    def trim(self, stamp: int) -> None:
-        """Drop what has expired, then what is too much."""
+    def end_entry(self, stamp: int) -> None:
+        """Drop what has expired, then what is too much. No roll_back after this."""
+        self._visits.clear()
         expired = (stamp - self.limits.window_ms) // SLICE_MS
         if expired > self._expired_slice:
             self._expired_slice = expired
@@ -217,12 +282,8 @@ class Sessions:
     def load(self, records: Mapping[bytes, bytes]) -> None:
         """Fill the empty table with what was stored. Raises DamagedRecord."""
         assert not self.table
-        for session_id in sorted(records):
-            session = decode_session(records[session_id])
-            self.table[session_id] = session
-            self.answers += len(session.answers)
-            self.answer_bytes += sum(session.weights.values())
-            self._file(session_id, session, _oldest(session) // SLICE_MS)
+        self.table = {session_id: decode_session(record) for session_id, record in records.items()}
+        self._recount()
 
 
 def _oldest(session: Session) -> int:
@@ -269,7 +330,5 @@ def decode_session(data: bytes) -> Session:
     session = Session(record.low)
     session.newest = record.newest
     for seq, issued_at, result in record.answers:
-        session.answers[seq] = (issued_at, result)
-        if type(result) is not int:
-            session.weights[seq] = result_weight(result)
+        session.remember(seq, issued_at, result)
     return session

@@ -123,20 +123,34 @@ class ShardState:
     # -- apply
 
     def apply_entry(self, index: int, term: int, stamp: int, writes: Sequence[DecodedWrite]) -> list[list[Result]]:
-        """One list for each write, with one result for each of its operations, in their order."""
-        self._advance(index, term)
-        if stamp > self.stamp:
+        """One list for each write, with one result for each of its operations, in their order.
+
+        When the store fails (DamagedRecord), or an assertion, nothing of the entry has been applied: the caller stops
+        this replica, which can still be flushed at the entry before.
+        """
+        self._check_next(index, term)
+        stamp_before = self.stamp
+        if stamp > stamp_before:
             self.stamp = stamp
         self._executor.begin_entry()
-        results = [
-            self._apply_in_session(decoded) if decoded.write.session else self._apply_plainly(decoded)
-            for decoded in writes
-        ]
-        self._sessions.trim(self.stamp)
+        try:
+            results = [
+                self._apply_in_session(decoded) if decoded.write.session else self._apply_plainly(decoded)
+                for decoded in writes
+            ]
+        except BaseException:
+            self._executor.roll_back()
+            self._sessions.roll_back()
+            self.stamp = stamp_before
+            raise
+        self._executor.end_entry()
+        self._sessions.end_entry(self.stamp)
+        self._advance(index, term)
         return results
 
     def apply_empty(self, index: int, term: int) -> None:
         """The entry that a new leader begins its term with."""
+        self._check_next(index, term)
         self._advance(index, term)
 
     def apply_conf_change(self, index: int, term: int, conf_state: ConfState, descriptor: ShardDescriptor) -> None:
@@ -145,13 +159,16 @@ class ShardState:
         assert (descriptor.id, descriptor.keyspace) == (old.id, old.keyspace)
         assert (descriptor.start, descriptor.end, descriptor.version) == (old.start, old.end, old.version)
         assert descriptor.conf >= old.conf
+        self._check_next(index, term)
         self._advance(index, term)
         self.conf_state = conf_state
         self.descriptor = descriptor
 
-    def _advance(self, index: int, term: int) -> None:
+    def _check_next(self, index: int, term: int) -> None:
         assert index == self.applied_index + 1, f"group {self.group}: entry {index} after {self.applied_index}"
         assert term >= self.applied_term
+
+    def _advance(self, index: int, term: int) -> None:
         self.applied_index = index
         self.applied_term = term
         self.dirty = True
@@ -169,7 +186,7 @@ class ShardState:
     def _apply_in_session(self, decoded: DecodedWrite) -> list[Result]:
         """The order of the tests is part of the promise; docs/state.md says why."""
         write = decoded.write
-        session = self._sessions.enter(write.session, write.low)
+        session, added = self._sessions.enter(write.session, write.low)
         refusal = self._refusal(write)
         if refusal is not None:
             return [self._refuse(session, operation.seq, refusal) for operation in decoded.operations]
@@ -177,7 +194,6 @@ class ShardState:
         answers = session.answers
         issued_at = write.issued_at
         low = session.low
-        answers_before = len(answers)
         results: list[Result] = []
         for operation in decoded.operations:
             seq = operation.seq
@@ -189,17 +205,19 @@ class ShardState:
                 if executor.start <= key < executor.end:
                     result = executor.put(key, operation.value)
                     answers[seq] = (issued_at, result)
+                    added.append(seq)
                 else:
                     result = STALE_ROUTE
             else:
                 result = executor.execute(operation) if executor.covers(operation) else STALE_ROUTE
                 if type(result) is not Failure:
                     answers[seq] = (issued_at, result)
+                    added.append(seq)
                     if type(result) is not int:
                         self._sessions.weigh(session, seq, result)
             results.append(result)
-        if len(answers) != answers_before:
-            self._sessions.keep(write.session, session, issued_at=issued_at, added=len(answers) - answers_before)
+        if added:
+            self._sessions.keep(write.session, session, issued_at=issued_at, added=len(added))
         return results
 
     def _refusal(self, write: Write) -> Failure | None:
