@@ -1,0 +1,172 @@
+"""What is there and how it is: routes, members, shards, status, limits, health; and what an operator may change.
+
+Invariant: /healthz says that the process turns, nothing more (a restart would cure it); /readyz that it can commit and
+           read (a load balancer may send requests).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from html import escape
+from typing import TypeVar
+
+import msgspec
+from aiohttp import web
+from prometheus_client.exposition import choose_encoder
+
+from kvstore import __version__
+from kvstore.api.arguments import decode_name, integer, query_of, segment_of
+from kvstore.api.body import BodyReader
+from kvstore.api.encoding import document, route_json
+from kvstore.base.errors import Invalid, NotFound
+from kvstore.base.limits import KIB, Limits
+from kvstore.base.metrics import Metrics
+from kvstore.router.protocol import Admin, Router
+
+_ADMIN_BODY_BYTES_MAX = 64 * KIB
+_T = TypeVar("_T")
+_NO_PARAMETERS: frozenset[str] = frozenset()
+
+
+class JoinBody(msgspec.Struct, forbid_unknown_fields=True):
+    name: str
+    node_id: str
+    address: str
+    labels: dict[str, str] = {}
+
+
+class NodeBody(msgspec.Struct, forbid_unknown_fields=True):
+    node: str
+
+
+class AdminEndpoint:
+    """Everything but the data."""
+
+    def __init__(
+        self,
+        router: Router,
+        admin: Admin,
+        *,
+        limits: Limits,
+        metrics: Metrics,
+        bodies: BodyReader,
+        node_name: str,
+        cluster_id: str,
+    ) -> None:
+        self._router = router
+        self._admin = admin
+        self._limits = limits
+        self._metrics = metrics
+        self._bodies = bodies
+        self._node_name = node_name
+        self._cluster_id = cluster_id
+
+    # -- what there is
+
+    async def routes(self, request: web.Request) -> web.Response:
+        query = query_of(request, frozenset({"keyspace"}))
+        version, keyspaces, routes = self._router.routes()
+        names = {number: name for name, number in keyspaces.items()}
+        shards = [{**route_json(route), "keyspace": names.get(route.keyspace, str(route.keyspace))} for route in routes]
+        if "keyspace" in query:
+            wanted = query["keyspace"].decode("utf-8", "replace")
+            if wanted not in keyspaces:
+                raise NotFound(f"there is no keyspace {wanted[:64]!r}")
+            shards = [shard for shard in shards if shard["keyspace"] == wanted]
+        return document(request, {"version": version, "shards": shards})
+
+    async def members(self, request: web.Request) -> web.Response:
+        query_of(request, _NO_PARAMETERS)
+        return document(request, await self._admin.members())
+
+    async def shards(self, request: web.Request) -> web.Response:
+        query_of(request, _NO_PARAMETERS)
+        return document(request, self._admin.shards())
+
+    async def operators(self, request: web.Request) -> web.Response:
+        query_of(request, _NO_PARAMETERS)
+        return document(request, await self._admin.operators())
+
+    async def status(self, request: web.Request) -> web.Response:
+        query_of(request, _NO_PARAMETERS)
+        return document(request, self._admin.status())
+
+    async def limits(self, request: web.Request) -> web.Response:
+        query_of(request, _NO_PARAMETERS)
+        return document(request, asdict(self._limits))
+
+    # -- health
+
+    async def healthz(self, request: web.Request) -> web.Response:
+        return document(request, {"status": "alive", "node": self._node_name})
+
+    async def readyz(self, request: web.Request) -> web.Response:
+        return document(request, await self._admin.ready())
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+        return web.Response(body=encode(self._metrics.registry), headers={"Content-Type": content_type})
+
+    async def index(self, _: web.Request) -> web.Response:
+        page = _INDEX.format(
+            node=escape(self._node_name), cluster=escape(self._cluster_id), version=escape(__version__)
+        )
+        return web.Response(text=page, content_type="text/html")
+
+    # -- changes
+
+    async def join(self, request: web.Request) -> web.Response:
+        body = await self._body(request, JoinBody)
+        return document(
+            request,
+            await self._admin.join(name=body.name, node_id=body.node_id, address=body.address, labels=body.labels),
+        )
+
+    async def remove_node(self, request: web.Request) -> web.Response:
+        query_of(request, _NO_PARAMETERS)
+        return document(request, await self._admin.remove_node(decode_name(segment_of(request, 3), "member")))
+
+    async def transfer(self, request: web.Request) -> web.Response:
+        shard = shard_of(request)
+        body = await self._body(request, NodeBody)
+        return document(request, await self._admin.transfer(shard, body.node))
+
+    async def add_replica(self, request: web.Request) -> web.Response:
+        shard = shard_of(request)
+        body = await self._body(request, NodeBody)
+        return document(request, await self._admin.add_replica(shard, body.node))
+
+    async def remove_replica(self, request: web.Request) -> web.Response:
+        query_of(request, _NO_PARAMETERS)
+        node = decode_name(segment_of(request, 5), "member")
+        return document(request, await self._admin.remove_replica(shard_of(request), node))
+
+    async def _body(self, request: web.Request, kind: type[_T]) -> _T:
+        query_of(request, _NO_PARAMETERS)
+        data = await self._bodies.read(request, _ADMIN_BODY_BYTES_MAX, "body")
+        try:
+            return msgspec.json.decode(data, type=kind)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise Invalid(f"malformed body: {error}") from None
+
+
+def shard_of(request: web.Request) -> int:
+    return integer(segment_of(request, 3), "the shard's id", low=1, high=(1 << 63) - 1)
+
+
+_INDEX = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>kvstore: {node}</title>
+<style>body{{font:16px/1.5 system-ui,sans-serif;max-width:44rem;margin:2rem auto;padding:0 1rem}}
+code{{background:#8882;padding:.1em .3em}}</style>
+<h1>kvstore</h1>
+<p>Node <b>{node}</b> of cluster <code>{cluster}</code>, version {version}.</p>
+<ul>
+<li><a href="/v1/status">status</a>, <a href="/v1/members">members</a>, <a href="/v1/shards">shards</a>,
+<a href="/v1/routes">routes</a>, <a href="/v1/operators">operators</a>, <a href="/v1/limits">limits</a></li>
+<li><a href="/healthz">healthz</a>, <a href="/readyz">readyz</a>, <a href="/metrics">metrics</a></li>
+<li><a href="/openapi.json">openapi.json</a> describes the REST API; <code>/v1/stream</code> is the WebSocket of the
+client library.</li>
+</ul>
+<p>Try <code>curl -X PUT --data-binary hello http://HOST:PORT/v1/kv/default/greeting</code>.</p>
+</html>
+"""

@@ -1,0 +1,102 @@
+"""A real HTTP server on a free port in front of the fake backend, and a client."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import pytest
+import pytest_asyncio
+from aiohttp import web
+
+from kvstore.api.app import build_app
+from kvstore.api.server import ApiRunner
+from kvstore.base.limits import Limits
+from kvstore.base.metrics import Metrics
+from tests.api.fake_backend import FakeAdmin, FakeRouter
+
+
+@dataclass
+class Served:
+    """One node's API with nothing behind it."""
+
+    router: FakeRouter
+    admin: FakeAdmin
+    metrics: Metrics
+    runner: ApiRunner
+    port: int
+    http: aiohttp.ClientSession
+    fatal: list[BaseException] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def call(self, method: str, path: str, **options: Any) -> tuple[aiohttp.ClientResponse, bytes]:
+        """A request whose path goes out as written."""
+        url = aiohttp.client.URL(self.url + path, encoded=True)
+        async with self.http.request(method, url, **options) as response:
+            return response, await response.read()
+
+    async def raw(self, data: bytes, *, wait: float = 5.0) -> bytes:
+        """Send bytes on a connection of their own; everything that comes back until it is closed."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            writer.write(data)
+            return await asyncio.wait_for(reader.read(), wait)
+        finally:
+            writer.close()
+
+
+async def serve(*, limits: Limits | None = None, cuts: tuple[bytes, ...] = (), **bounds: Any) -> Served:
+    limits = limits or Limits()
+    router, admin, metrics = FakeRouter(limits=limits, cuts=cuts), FakeAdmin(), Metrics(node="n1", process=False)
+    fatal: list[BaseException] = []
+    app = build_app(
+        router,
+        admin,
+        limits=limits,
+        metrics=metrics,
+        node_name="n1",
+        cluster_id="c0ffee",
+        fatal=fatal.append,
+    )
+    runner = ApiRunner(app, metrics=metrics, **bounds)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    http = aiohttp.ClientSession(auto_decompress=False)
+    return Served(router, admin, metrics, runner, runner.addresses[0][1], http, fatal)
+
+
+Serve = Callable[..., Any]
+
+
+@pytest_asyncio.fixture
+async def start() -> AsyncIterator[Serve]:
+    """Starts a server with options of one's own."""
+    started: list[Served] = []
+
+    async def one(**options: Any) -> Served:
+        served = await serve(**options)
+        started.append(served)
+        return served
+
+    yield one
+    for served in started:
+        await served.http.close()
+        await served.runner.cleanup()
+
+
+@pytest_asyncio.fixture
+async def api(start: Serve) -> Served:
+    served: Served = await start()
+    return served
+
+
+@pytest.fixture
+def limits() -> Limits:
+    return Limits()

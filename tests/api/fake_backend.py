@@ -1,0 +1,337 @@
+"""A router and an admin without a cluster: one dict with revisions, cut into shards wherever a test says so.
+
+It keeps the promises of router/protocol.py (reply exactly once, on the loop) and the rules of base/operations.py, in
+the plainest way, so that it serves as an oracle too. What a test wants to go wrong it sets: `refuse`, `hold`, `fail`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from kvstore.base.errors import ERRORS, Code, KVError, NotFound, StaleRoute, Unavailable
+from kvstore.base.limits import Limits
+from kvstore.base.operations import (
+    Batch,
+    BatchDone,
+    Cas,
+    Delete,
+    DeleteRange,
+    Failure,
+    Found,
+    Get,
+    Item,
+    Mismatch,
+    Mutation,
+    Page,
+    Put,
+    RangeDeleted,
+    ReadOperation,
+    Result,
+    Scan,
+    decode_mutations,
+    decode_reads,
+)
+from kvstore.base.shards import Route
+from kvstore.base.stream import Mutate, Read, Refused, Results
+from kvstore.router.protocol import ReplyTo
+
+STAMP_MS = 1_700_000_000_000
+STALE = Failure(int(Code.STALE_ROUTE), "the range has changed")
+
+
+class DictShards:
+    """The state: revisions as the store counts them, and answers remembered by (session, seq)."""
+
+    def __init__(self, cuts: Sequence[bytes] = ()) -> None:
+        self.data: dict[bytes, Found] = {}
+        self.revision = 0
+        self.answers: dict[tuple[bytes, int], Result] = {}
+        self.bounds: list[tuple[bytes, bytes]] = []
+        self.cut(cuts)
+
+    def cut(self, cuts: Sequence[bytes]) -> None:
+        """Shards [b"", cuts[0]), [cuts[0], cuts[1]), ..."""
+        edges = [b"", *cuts, b""]
+        self.bounds = list(zip(edges[:-1], edges[1:], strict=True))
+
+    def shard_of(self, key: bytes) -> int:
+        return next(i for i, (start, end) in enumerate(self.bounds) if start <= key and (not end or key < end))
+
+    def inside(self, start: bytes, end: bytes) -> bool:
+        """Whether the range lies in the shard of its start; an end of b"" is the shard's end."""
+        shard_end = self.bounds[self.shard_of(start)][1]
+        return not end or not shard_end or end <= shard_end
+
+    def mutate(self, operation: Mutation, session: bytes) -> Result:
+        known = self.answers.get((session, operation.seq)) if session else None
+        if known is not None:
+            return known
+        result = self._mutate(operation)
+        if session and result is not STALE:
+            self.answers[session, operation.seq] = result
+        return result
+
+    def _mutate(self, operation: Mutation) -> Result:
+        if isinstance(operation, Batch):
+            return self._batch(operation)
+        if isinstance(operation, DeleteRange):
+            return self._delete_range(operation)
+        if not self._holds(operation):
+            return Mismatch(0, self.data.get(operation.key))
+        return self._change(operation, self.revision + 1)
+
+    def _holds(self, operation: Put | Delete | Cas | Get) -> bool:
+        if not isinstance(operation, Cas):
+            return True
+        current = self.data.get(operation.key)
+        if operation.revision is not None:
+            return (current.mod_revision if current else 0) == operation.revision
+        return current is not None and current.value == operation.expected
+
+    def _change(self, operation: Put | Delete | Cas, revision: int) -> int:
+        """Returns the revision, 0 when nothing changed."""
+        value = None if isinstance(operation, Delete) else operation.value
+        old = self.data.get(operation.key)
+        if value is None:
+            if old is None:
+                return 0
+            del self.data[operation.key]
+        else:
+            self.data[operation.key] = Found(
+                value, revision, old.create_revision if old else revision, old.version + 1 if old else 1
+            )
+        self.revision = revision
+        return revision
+
+    def _batch(self, batch: Batch) -> Result:
+        for index, one in enumerate(batch.operations):
+            if not self._holds(one):
+                return Mismatch(index, self.data.get(one.key))
+        gets = [self.data.get(one.key) for one in batch.operations]
+        revision = self.revision + 1
+        results: list[int | Found | None] = [
+            found if isinstance(one, Get) else self._change(one, revision)
+            for one, found in zip(batch.operations, gets, strict=True)
+        ]
+        return BatchDone(revision if self.revision == revision else 0, results)
+
+    def _delete_range(self, operation: DeleteRange) -> Result:
+        if not self.inside(operation.start, operation.end):
+            return STALE
+        keys = self.keys(operation.start, operation.end)
+        gone, rest = keys[: operation.limit], keys[operation.limit :]
+        for key in gone:
+            del self.data[key]
+        if gone:
+            self.revision += 1
+        return RangeDeleted(len(gone), self.revision if gone else 0, rest[0] if rest else None)
+
+    def keys(self, start: bytes, end: bytes) -> list[bytes]:
+        stop = end or self.bounds[self.shard_of(start)][1]
+        return [key for key in sorted(self.data) if start <= key and (not stop or key < stop)]
+
+    def read(self, operation: ReadOperation) -> Result:
+        if isinstance(operation, Get):
+            return self.data.get(operation.key)
+        if not self.inside(operation.start, operation.end):
+            return STALE
+        return self._scan(operation)
+
+    def _scan(self, scan: Scan) -> Page:
+        keys = self.keys(scan.start, scan.end)
+        if scan.reverse:
+            keys.reverse()
+        items: list[Item] = []
+        size = 0
+        for key in keys:
+            if len(items) == scan.limit or size >= scan.bytes_max:
+                cursor = items[-1].key if scan.reverse else key
+                return Page(items, cursor, self.revision)
+            found = self.data[key]
+            items.append(Item(key, found.value, found.mod_revision, found.create_revision, found.version))
+            size += len(key) + len(found.value)
+        return Page(items, None, self.revision)
+
+
+class FakeRouter:
+    """Fulfils `router.protocol.Router`."""
+
+    def __init__(self, *, limits: Limits | None = None, cuts: Sequence[bytes] = ()) -> None:
+        self.limits = limits or Limits()
+        self.state = DictShards(cuts)
+        self.known_bounds: list[tuple[bytes, bytes]] | None = None  # routes older than the truth
+        self.refuse: Callable[[Mutate | Read], Refused | None] = lambda frame: None
+        self.fail: BaseException | None = None  # raised by execute and query
+        self.hold = False  # stream requests wait for `release`
+        self.held: list[Callable[[], None]] = []
+        self.frames: list[Mutate | Read] = []
+        self.calls: list[dict[str, Any]] = []
+        self.age_ms = 7
+
+    # -- the stream's way
+
+    def mutate(self, frame: Mutate, reply: ReplyTo) -> None:
+        self.frames.append(frame)
+        refused = self.refuse(frame)
+        if refused is not None:
+            reply(refused)
+            return
+        try:
+            operations = decode_mutations(frame.operations, self.limits)
+        except KVError as error:
+            reply(Refused(frame.id, STAMP_MS, error.code, error.message, error.definite, error.retry_after_ms))
+            return
+        self._later(
+            lambda: reply(
+                Results(frame.id, STAMP_MS, [self.state.mutate(one, frame.session) for one in operations])
+            )
+        )
+
+    def read(self, frame: Read, reply: ReplyTo) -> None:
+        self.frames.append(frame)
+        refused = self.refuse(frame)
+        if refused is not None:
+            reply(refused)
+            return
+        try:
+            operations = decode_reads(frame.operations, self.limits)
+        except KVError as error:
+            reply(Refused(frame.id, STAMP_MS, error.code, error.message, error.definite, error.retry_after_ms))
+            return
+        self._later(lambda: reply(Results(frame.id, STAMP_MS, [self.state.read(one) for one in operations])))
+
+    def _later(self, answer: Callable[[], None]) -> None:
+        if self.hold:
+            self.held.append(answer)
+        else:
+            asyncio.get_running_loop().call_soon(answer)
+
+    def release(self) -> None:
+        """Answer what was held, and hold no longer."""
+        self.hold = False
+        held, self.held = self.held, []
+        for answer in held:
+            answer()
+
+    # -- REST's way
+
+    async def execute(
+        self,
+        keyspace: str,
+        operations: Sequence[Mutation],
+        *,
+        timeout_ms: int,
+        session: bytes = b"",
+        low: int = 0,
+        issued_at: int = 0,
+    ) -> list[Result]:
+        self._call(keyspace, operations, timeout_ms=timeout_ms, session=session, low=low, issued_at=issued_at)
+        return self._moved([self.state.mutate(one, session) for one in operations])
+
+    async def query(
+        self,
+        keyspace: str,
+        operations: Sequence[ReadOperation],
+        *,
+        timeout_ms: int,
+        max_staleness_ms: int = -1,
+    ) -> tuple[list[Result], int, int]:
+        self._call(keyspace, operations, timeout_ms=timeout_ms, max_staleness_ms=max_staleness_ms)
+        results = self._moved([self.state.read(one) for one in operations])
+        return (results, 0, 0) if max_staleness_ms < 0 else (results, 42, self.age_ms)
+
+    def _call(self, keyspace: str, operations: Sequence[Any], **rest: Any) -> None:
+        self.calls.append({"keyspace": keyspace, "operations": operations, **rest})
+        if self.fail is not None:
+            raise self.fail
+        if keyspace != "default":
+            raise NotFound(f"there is no keyspace {keyspace!r}")
+
+    def _moved(self, results: list[Result]) -> list[Result]:
+        """As the real router: a stale route has been followed, and what is stale still is told."""
+        if results == [STALE]:
+            self.known_bounds = None  # the refusal taught the new descriptors
+            raise StaleRoute
+        return results
+
+    # -- what there is
+
+    def routes(self) -> tuple[int, dict[str, int], list[Route]]:
+        bounds = self.known_bounds or self.state.bounds
+        routes = [
+            Route(2 + i, 1, start, end, 1, 1, 5, "n1", "127.0.0.1:7001", (("n1", "127.0.0.1:7001", 1),))
+            for i, (start, end) in enumerate(bounds)
+        ]
+        return 3, {"default": 1}, routes
+
+    def stamp_ms(self) -> int:
+        return STAMP_MS
+
+
+class FakeAdmin:
+    """Fulfils `router.protocol.Admin`; remembers what it was asked for."""
+
+    def __init__(self) -> None:
+        self.is_ready = True
+        self.calls: list[tuple[Any, ...]] = []
+        self.known_members = {"n1", "n2"}
+        self.known_shards = {2}
+
+    def status(self) -> dict[str, Any]:
+        return {"name": "n1", "cluster_id": "c0ffee", "shards": []}
+
+    async def members(self) -> list[dict[str, Any]]:
+        return [{"name": name, "state": "alive"} for name in sorted(self.known_members)]
+
+    def shards(self) -> list[dict[str, Any]]:
+        return [{"id": 2, "keyspace": "default", "replicas": [{"node": "n1", "role": "voter"}]}]
+
+    async def operators(self) -> list[dict[str, Any]]:
+        return [{"id": 1, "kind": "transfer", "shard": 2}]
+
+    async def join(self, *, name: str, node_id: str, address: str, labels: dict[str, str]) -> dict[str, Any]:
+        return self._done("join", name, node_id, address, labels)
+
+    async def remove_node(self, name: str) -> dict[str, Any]:
+        self._member(name)
+        return self._done("remove_node", name)
+
+    async def add_replica(self, shard: int, node: str) -> dict[str, Any]:
+        return self._on_shard("add_replica", shard, node)
+
+    async def remove_replica(self, shard: int, node: str) -> dict[str, Any]:
+        return self._on_shard("remove_replica", shard, node)
+
+    async def transfer(self, shard: int, node: str) -> dict[str, Any]:
+        return self._on_shard("transfer", shard, node)
+
+    async def ready(self) -> dict[str, Any]:
+        if not self.is_ready:
+            raise Unavailable("no quorum")
+        return {"ready": True}
+
+    def _on_shard(self, what: str, shard: int, node: str) -> dict[str, Any]:
+        if shard not in self.known_shards:
+            raise NotFound(f"there is no shard {shard}")
+        self._member(node)
+        return self._done(what, shard, node)
+
+    def _member(self, name: str) -> None:
+        if name not in self.known_members:
+            raise NotFound(f"there is no member {name[:64]!r}")
+
+    def _done(self, *call: Any) -> dict[str, Any]:
+        self.calls.append(call)
+        return {"done": call[0]}
+
+
+def refusal(code: Code, **fields: Any) -> Callable[[Mutate | Read], Refused]:
+    """For `FakeRouter.refuse`: everything is refused so."""
+
+    def refuse(frame: Mutate | Read) -> Refused:
+        error = ERRORS[code]()
+        return Refused(frame.id, STAMP_MS, code, error.message, error.definite, error.retry_after_ms, **fields)
+
+    return refuse
