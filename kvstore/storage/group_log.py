@@ -3,7 +3,7 @@
 Invariant: first <= last + 1; the entries in memory are contiguous and end at `last`.
 Invariant: an entry leaves the memory only when no queued write touches it or anything before it, so what is read from
            the disk is durable and never about to be replaced.
-Invariant: the commit index never lies behind the last entry; a hard state that says so means that entries were lost.
+Invariant: the commit index never rises above the last entry; a hard state that says so means that entries were lost.
 Called by: log_store and memory_log (which share it), and the Raft core through LogReader.
 """
 
@@ -41,6 +41,7 @@ class GroupLogView:
         self.identity = ReplicaIdentity(0)
         self.conf_state = ConfState()
         self.hard_state = HardState()
+        self._snapshot: SnapshotMeta | None = None
         self._reader = reader
         self._cache_bytes_max = cache_bytes_max
         self._start = 0  # index of the last entry no longer held
@@ -97,8 +98,10 @@ class GroupLogView:
         return found
 
     def snapshot(self) -> SnapshotMeta | None:
-        """None: only the host knows what it can send."""
-        return None
+        return self._snapshot
+
+    def set_snapshot(self, snapshot: SnapshotMeta | None) -> None:
+        self._snapshot = snapshot
 
     def bytes_behind(self, index: int) -> int:
         if index <= self._start:
@@ -145,14 +148,18 @@ class GroupLogView:
             self._append(write.entries)
             stale = (max(self._last + 1, stale[0]), last_before + 1)
         if write.hard_state is not None:
+            commit, known = write.hard_state.commit, self.hard_state.commit
             self.hard_state = write.hard_state
-            assert write.hard_state.commit <= self._last, (
-                f"group {self.group}: commit {write.hard_state.commit} would lie behind the last entry {self._last}"
+            # A log that was reset because its records were lost still knows how far it was committed once.
+            assert commit <= max(self._last, known), (
+                f"group {self.group}: commit {commit} would lie behind the last entry {self._last}"
             )
         if write.compact_to > self._start:
             self._compact(write.compact_to)
         if write.destroy:
             self.hard_state = HardState()
+            self.conf_state = ConfState()
+            self._snapshot = None
             self.load(start=0, start_term=0)
             touched = 0
             stale = (0, 0)

@@ -199,8 +199,7 @@ class LmdbLogStore:
         views: list[GroupLogView] = []
         size = 0
         for write in writes:
-            view = self._views.get(write.group)
-            assert view is not None, f"group {write.group} was not opened"
+            view = self._views.get(write.group) or self.open_group(write.group, verify_from=0)
             prepared.append(self._prepare(view, write))
             views.append(view)
             for entry in write.entries:

@@ -16,7 +16,7 @@ from typing import Protocol
 import msgspec
 
 from raft.storage import LogReader
-from raft.types import ConfState, Entry, HardState
+from raft.types import ConfState, Entry, HardState, SnapshotMeta
 
 Done = Callable[[], None]
 OnFatal = Callable[[BaseException], None]
@@ -64,6 +64,9 @@ class GroupLog(LogReader, Protocol):
     identity: ReplicaIdentity
     conf_state: ConfState  # set by the host from the state store before the Raft core is made
 
+    def set_snapshot(self, snapshot: SnapshotMeta | None) -> None:
+        """What `snapshot` answers from now on: the position of the flushed state, which the host can send."""
+
     def bytes_behind(self, index: int) -> int:
         """About how many bytes of entries lie at and below index: what compaction would free."""
 
@@ -85,7 +88,10 @@ class LogStore(Protocol):
         """
 
     def submit(self, writes: Sequence[LogWrite], done: Done) -> None:
-        """Queue for the next transaction; an empty `writes` is a barrier."""
+        """Queue for the next transaction; an empty `writes` is a barrier. What is handed over is not changed any more.
+
+        A group that is not open yet is opened. A commit index never rises above the last entry (asserted).
+        """
 
     @property
     def queued_bytes(self) -> int: ...
@@ -171,7 +177,7 @@ class StateStore(Protocol):
         """All flushed sessions of the shard; read once when the shard is loaded."""
 
     def create_shard(self, group: int, image: ShardImage, done: Done) -> None:
-        """Write a new shard's first image (founding)."""
+        """Write a new shard's first image (founding); again after a crash, if need be."""
 
     # -- flush
     @property

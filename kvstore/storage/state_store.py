@@ -158,7 +158,6 @@ class LmdbStateStore:
         }
 
     def create_shard(self, group: int, image: ShardImage, done: Done) -> None:
-        assert group not in self._images, f"shard {group} exists"
         assert group not in self._incomplete, f"shard {group} is being installed or destroyed"
         changes = {group: ShardChange(image)}
         self._submit(FlushJob(MemTable(), changes, ()), lambda: self._images.update({group: image}), done)
