@@ -23,7 +23,7 @@ class MemberRecord(msgspec.Struct, frozen=True, array_like=True):
     name: str
     node: str  # node id
     address: str
-    labels: dict[str, str] = {}  # noqa: RUF012  (msgspec copies empty defaults)
+    labels: dict[str, str] = {}
     version: str = ""
 
 

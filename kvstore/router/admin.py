@@ -27,7 +27,7 @@ from kvstore.placement.replica_change import ReplicaChange
 from kvstore.replica.environment import Environment
 from kvstore.replica.host_driver import HostDriver
 from kvstore.replica.replica import Replica
-from kvstore.router.peer_api import PeerClient
+from kvstore.router.peer_api import PeerClient, Picture, encode_picture
 from kvstore.router.router import ShardRouter
 from kvstore.router.shard_map import KEYSPACES
 from raft import RaftError
@@ -225,6 +225,9 @@ class NodeAdmin:
         """Do it here or raise NotLeader. What another node's request runs."""
         if operation == "operators":
             return {"operators": self.coordinator.describe() if self.coordinator else []}
+        if operation == "picture":
+            members = self.coordinator.members if self.coordinator else []
+            return {"picture": encode_picture(Picture(members, self._router.routes()[2]))}
         action = self._operations.get(operation)
         if action is None:
             raise Invalid(f"there is no operation {operation!r}")

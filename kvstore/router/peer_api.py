@@ -7,6 +7,7 @@ Invariant: a request made here is never passed on by its receiver, so nothing go
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 from collections.abc import Mapping
@@ -17,12 +18,25 @@ import msgspec
 
 from kvstore.base.clock import Clock
 from kvstore.base.errors import ERRORS, Code, Invalid, KVError, Unauthenticated, Unavailable
+from kvstore.base.shards import Route
 from kvstore.placement.founding import ASK_SECONDS, FoundingState
+from kvstore.placement.members import MemberRecord
 
 FOUNDING_PATH = "/v1/peer/founding"
 ADMIN_PATH = "/v1/peer/admin"
 AUTH_HEADER = "X-Kvstore-Auth"
 AUTH_AGE_MS_MAX = 30_000
+
+
+class Picture(msgspec.Struct, frozen=True):
+    """What a node without a replica of the meta group learns of the cluster from another one."""
+
+    members: list[MemberRecord]
+    routes: list[Route]
+
+
+def encode_picture(picture: Picture) -> str:
+    return base64.b64encode(msgspec.msgpack.encode(picture)).decode()
 
 
 def sign(secret: bytes, *, stamp_ms: int, path: str, body: bytes) -> str:
@@ -72,8 +86,12 @@ class PeerClient:
         body = msgspec.json.encode({"operation": operation, "arguments": arguments})
         return await self._request(address, "POST", ADMIN_PATH, body, seconds=seconds)
 
-    async def get(self, address: str, path: str) -> dict[str, Any]:
-        return await self._request(address, "GET", path, b"", seconds=ASK_SECONDS)
+    async def picture(self, address: str) -> Picture:
+        answer = await self.admin(address, "picture", {}, seconds=ASK_SECONDS)
+        try:
+            return msgspec.msgpack.decode(base64.b64decode(str(answer.get("picture"))), type=Picture)
+        except (ValueError, msgspec.DecodeError) as error:
+            raise Unavailable(f"{address} answers strangely: {error}") from None
 
     async def _request(self, address: str, method: str, path: str, body: bytes, *, seconds: float) -> dict[str, Any]:
         if self._session is None:
