@@ -17,6 +17,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import aiohttp
@@ -24,13 +25,14 @@ from aiohttp import web
 
 from kvstore.transport.backoff import Backoff
 from kvstore.transport.connection import LinkStats, PeerConnection
-from kvstore.transport.dial import PATHS, dial, set_socket_options
+from kvstore.transport.dial import PATHS, Dialed, dial, set_socket_options
 from kvstore.transport.evidence import Reach, probe
 from kvstore.transport.frames import WEBSOCKET_BYTES_MAX
 from kvstore.transport.hello import Fault, HelloError, Identity, Purpose, WebSocket, greet_as_listener, refuse
 from kvstore.transport.protocol import GroupMessage, PeerHandler, PeerHello
 from kvstore.transport.quiet_log import QuietLog
 from kvstore.transport.settings import TransportSettings
+from kvstore.transport.snapshot_stream import SnapshotReceiver, SnapshotSender
 
 log = logging.getLogger(__name__)
 
@@ -73,12 +75,17 @@ class WebSocketTransport:
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
         self._quiet = QuietLog(log)
+        self._snapshot_sender = SnapshotSender(self._settings, self._dial_for_snapshot)
+        self._snapshot_receiver = SnapshotReceiver(self._settings)
 
     # -- setting up
 
     def routes(self) -> list[web.RouteDef]:
         """To be added to the node's application before it starts. Until `start` they answer 503."""
-        return [web.get(PATHS[Purpose.RAFT], self._serve_raft)]
+        return [
+            web.get(PATHS[Purpose.RAFT], self._serve_raft),
+            web.get(PATHS[Purpose.SNAPSHOT], self._serve_snapshot),
+        ]
 
     def identify(self, identity: Identity) -> None:
         """Say who this node is; needed before `start`, once the cluster is known."""
@@ -146,7 +153,7 @@ class WebSocketTransport:
     async def send_snapshot(
         self, node: str, header: bytes, read_chunk: Callable[[int], Awaitable[bytes | None]]
     ) -> None:
-        raise ConnectionError("snapshots are not carried yet")
+        await self._snapshot_sender.send(node, header, read_chunk)
 
     async def close(self) -> None:
         """Say goodbye to all peers and end every task; call it before the HTTP server is stopped."""
@@ -158,6 +165,8 @@ class WebSocketTransport:
             connection.stop(Fault.LEAVING, "the node stops")
         for request in self._greetings.values():
             _abort(request)
+        await self._snapshot_sender.close()
+        await self._snapshot_receiver.close()
         for connection in connections:
             await connection.wait_ended()
         for task in self._tasks:
@@ -259,22 +268,54 @@ class WebSocketTransport:
             log.debug("no connection to node %s: %s", peer.node[:8], error)
         return None
 
+    def _dial_for_snapshot(self, node: str) -> AbstractAsyncContextManager[Dialed]:
+        assert self._identity is not None
+        address = self._addresses.get(node)
+        if address is None:
+            raise ConnectionError(f"the address of node {node[:8]} is not known")
+        return dial(
+            address,
+            node=node,
+            purpose=Purpose.SNAPSHOT,
+            identity=self._identity,
+            secrets=self._secrets,
+            settings=self._settings,
+            heartbeat=self._settings.snapshot_heartbeat_seconds,
+        )
+
     # -- connections
 
     async def _serve_raft(self, request: web.Request) -> web.StreamResponse:
-        if self._handler is None or self._closed or len(self._greetings) >= self._settings.greetings_max:
+        return await self._serve(request, Purpose.RAFT)
+
+    async def _serve_snapshot(self, request: web.Request) -> web.StreamResponse:
+        return await self._serve(request, Purpose.SNAPSHOT)
+
+    async def _serve(self, request: web.Request, purpose: Purpose) -> web.StreamResponse:
+        settings, handler = self._settings, self._handler
+        if handler is None or self._closed or len(self._greetings) >= settings.greetings_max:
             raise web.HTTPServiceUnavailable(text="the node does not take connections of peers now")
         websocket = web.WebSocketResponse(
-            compress=False, max_msg_size=WEBSOCKET_BYTES_MAX, timeout=self._settings.farewell_seconds_max
+            compress=False,
+            max_msg_size=WEBSOCKET_BYTES_MAX,
+            timeout=settings.farewell_seconds_max,
+            heartbeat=settings.snapshot_heartbeat_seconds if purpose is Purpose.SNAPSHOT else None,
         )
-        await websocket.prepare(request)
-        set_socket_options(websocket)
         try:
-            hello = await self._greet(websocket, Purpose.RAFT, request)
-            if hello is not None:
+            await websocket.prepare(request)
+            set_socket_options(websocket)
+            hello = await self._greet(websocket, purpose, request)
+            if hello is not None and purpose is Purpose.RAFT:
                 await self._carry(websocket, hello, lambda: _abort(request))
+            elif hello is not None:
+                await self._snapshot_receiver.serve(websocket, hello.node, handler)
+        except ConnectionResetError:
+            pass  # closed before the upgrade was answered
+        except AssertionError as error:
+            _report_bug("a snapshot could not be handled", error)
         finally:
-            _abort(request)
+            if websocket.prepared:
+                _abort(request)
         return websocket
 
     async def _greet(
@@ -290,7 +331,11 @@ class WebSocketTransport:
                 hello = await greet_as_listener(websocket, self._identity, self._secrets, purpose=purpose)
             if self._closed:
                 raise HelloError(Fault.LEAVING, "the node stops")
-            if hello.node not in self._peers and len(self._peers) >= self._settings.peers_max:
+            if (
+                purpose is Purpose.RAFT
+                and hello.node not in self._peers
+                and len(self._peers) >= self._settings.peers_max
+            ):
                 raise HelloError(Fault.BUSY, "too many peers")
             return hello
         except TimeoutError:

@@ -39,6 +39,7 @@ class TransportSettings:
     snapshot_streams_max: int = 3  # each way; more would only share the same rate
     snapshot_waiting_max: int = 16  # each way; further ones are refused
     snapshot_wait_seconds_max: float = 5.0  # for a free stream of the receiver
+    snapshot_answer_seconds_max: float = 30.0  # until the receiver says where to begin: it may wait for a free stream
     snapshot_window: int = 4  # chunks on the way that the receiver has not taken: 1 MiB
     snapshot_attempts_max: int = 6  # connections in a row that brought nothing forward
     snapshot_backoff_seconds: float = 0.2  # doubled each time, at most 10 times as long
@@ -50,4 +51,5 @@ class TransportSettings:
         assert self.queue_bytes_max >= self.coalesce_bytes_max
         assert self.coalesce_bytes_max <= PEER_MESSAGE_BYTES_MAX // 2
         assert self.snapshot_window >= 1
+        assert self.snapshot_wait_seconds_max < self.snapshot_answer_seconds_max
         assert self.silent_beats_max >= 2

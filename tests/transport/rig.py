@@ -33,6 +33,12 @@ CLUSTER = "c" * 32
 IDS = {"n1": "1" * 32, "n2": "2" * 32, "n3": "3" * 32}
 
 
+def _opened() -> asyncio.Event:
+    event = asyncio.Event()
+    event.set()
+    return event
+
+
 @dataclass
 class Recorder:
     """A PeerHandler. `events` in the order of the calls; `when` are loop times of the same."""
@@ -41,6 +47,14 @@ class Recorder:
     when: list[float] = field(default_factory=list)
     messages: dict[str, list[GroupMessage]] = field(default_factory=dict)
     calls: int = 0
+    partial: dict[tuple[str, bytes], list[bytes]] = field(default_factory=dict)
+    snapshots: dict[tuple[str, bytes], list[bytes]] = field(default_factory=dict)
+    resumes: list[int] = field(default_factory=list)
+    refusal: Exception | None = None
+    gate: asyncio.Event = field(default_factory=lambda: _opened())  # closed = a chunk is not finished
+    install_gate: asyncio.Event = field(default_factory=lambda: _opened())
+    installing: int = 0
+    installing_max: int = 0
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def _note(self, *event: object) -> None:
@@ -63,10 +77,34 @@ class Recorder:
         self._note("gone", node)
 
     async def on_snapshot(self, node: str, header: bytes, chunks: AsyncIterator[tuple[int, bytes]]) -> None:
-        raise NotImplementedError
+        """Keeps what was taken over broken connections, as a host does."""
+        self._note("snapshot", node)
+        taken = self.partial.setdefault((node, header), [])
+        self.installing += 1
+        self.installing_max = max(self.installing_max, self.installing)
+        try:
+            if self.refusal is not None:
+                raise self.refusal
+            async for number, data in chunks:
+                assert number == len(taken)
+                await self.gate.wait()
+                taken.append(data)
+                self._changed.set()
+                if self.refusal is not None:
+                    raise self.refusal
+            await self.install_gate.wait()
+        except ConnectionError:
+            self._note("snapshot broken", node)
+            raise
+        finally:
+            self.installing -= 1
+        self.snapshots[node, header] = self.partial.pop((node, header))
+        self._note("snapshot installed", node)
 
     def snapshot_resume_at(self, node: str, header: bytes) -> int:
-        return 0
+        at = len(self.partial.get((node, header), ()))
+        self.resumes.append(at)
+        return at
 
     async def until(self, condition: Callable[[], bool], seconds_max: float = WAIT_SECONDS) -> None:
         async with asyncio.timeout(seconds_max):
