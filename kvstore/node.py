@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Coroutine
 from dataclasses import dataclass
+from functools import partial
 
 from kvstore.base.clock import Clock, SystemClock
 from kvstore.base.config import NodeConfig
@@ -37,6 +38,7 @@ from kvstore.router.peer_api import PeerClient
 from kvstore.router.router import ShardRouter
 from kvstore.router.shard_map import ShardMap
 from kvstore.storage.directory import DataDirectory, DiskWatch
+from kvstore.storage.errors import DirectoryLost
 from kvstore.storage.log_store import LmdbLogStore
 from kvstore.storage.protocol import NodeIdentity
 from kvstore.storage.state_store import LmdbStateStore
@@ -111,11 +113,24 @@ class Node:
         sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
         started_ms = self.clock.boot_ms()
         try:
-            await self._start(started_ms)
+            await self._start_or_begin_anew(started_ms)
         except BaseException:
             await self.stop()
             raise
         logger.info("node %s serves at %s", self.name, self.address)
+
+    async def _start_or_begin_anew(self, started_ms: int) -> None:
+        """A directory that has lost what it voted with is never healed under its old ids: this becomes a new node."""
+        try:
+            await self._start(started_ms)
+        except DirectoryLost as error:
+            await self._exits.aclose()
+            kept = DataDirectory.set_aside(self.config.data, str(error))
+            logger.error("%s; it is kept as %s, and this node begins anew", error, kept)
+            self._exits = contextlib.AsyncExitStack()
+            self.metrics = Metrics(node=self.name)
+            self._listener = None
+            await self._start(started_ms)
 
     async def _start(self, started_ms: int) -> None:
         stores = self._open_stores()
@@ -196,7 +211,7 @@ class Node:
 
     def _open_stores(self) -> _Stores:
         loop = asyncio.get_running_loop()
-        directory = DataDirectory.open(self.config.data)
+        directory = DataDirectory.open(self.config.data, map_bytes=self.config.map_bytes)
         self._exits.callback(directory.close)
         watch = DiskWatch(directory)
         log = LmdbLogStore(
@@ -241,9 +256,8 @@ class Node:
         loop = asyncio.get_running_loop()
         for descriptor, conf_state in founding_shards(identity.founders) if identity.founders else []:
             written: asyncio.Future[None] = loop.create_future()
-            host.lifecycle.found(
-                descriptor, conf_state, stamp=self.clock.wall_ms(), done=lambda future=written: future.set_result(None)
-            )
+            done = partial(written.set_result, None)
+            host.lifecycle.found(descriptor, conf_state, stamp=self.clock.wall_ms(), done=done)
             await written
         stores.log.set_node_identity(identity)
         logger.info("member of cluster %s", identity.cluster)
@@ -354,6 +368,14 @@ class Node:
             await self.host.hand_over()
         await self._exits.aclose()
         self._stopped.set()
+
+    async def kill(self) -> None:
+        """Stop without handing over: for embedded clusters that want a crash, or end all at once."""
+        if self._host is not None:
+            self._host.halt()
+        if not self.fatal.done():
+            self.fatal.cancel()
+        await self.stop()
 
     async def wait_stopped(self) -> None:
         await self._stopped.wait()

@@ -83,11 +83,15 @@ class HostDriver:
         ):
             await asyncio.sleep(self.environment.config.tick_ms / 1_000)
 
-    async def close(self) -> None:
-        """Stop ticking and pumping. Requests that wait are answered. The stores are closed by who opened them."""
+    def halt(self) -> None:
+        """Do nothing any more, from this moment on (a crash, as far as others can tell)."""
         self._closed = True
         if self._tick_handle is not None:
             self._tick_handle.cancel()
+
+    async def close(self) -> None:
+        """Stop ticking and pumping. Requests that wait are answered. The stores are closed by who opened them."""
+        self.halt()
         await self.snapshots.close()
         for replica in self.core.replicas.values():
             replica.end_requests("the node is stopping")

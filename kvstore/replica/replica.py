@@ -59,14 +59,13 @@ class Replica:
         self.proposals = Proposals()
         self.reads = Reads(prefix=f"{replica_id}.{environment.boot}.".encode())
         self.healing = Healing(log.identity)
-        self.stamps = StampClock()
+        self.stamps = StampClock(0 if state is None else state.stamp, environment.clock.boot_ms())
         self.node_of: dict[int, str] = {}  # replica id -> node id, from the descriptor and from who wrote to us
         self.failed = ""  # why the replica was stopped; "" = it runs
         self.removed = False  # no longer a member: to be destroyed
         self.installing = False  # a snapshot is being written under it: Raft stands still
         self.leader_changes = 0
         if state is not None:
-            self.stamps.on_applied(state.stamp, environment.clock.boot_ms())
             self._learn_nodes()
 
     # -- what others ask -------------------------------------------------------------------------------------------
@@ -187,6 +186,11 @@ class Replica:
         route = self.route()
         return refusal(frame_id, Code.NOT_LEADER, routes=(route,) if route else ())
 
+    def stamp_now(self) -> int:
+        """The stamp that an entry proposed now would get; what a client counts `issued_at` from."""
+        clock = self.environment.clock
+        return self.stamps.peek(clock.wall_ms(), clock.boot_ms())
+
     def _deadline(self, timeout_ms: int) -> int:
         return self.environment.clock.boot_ms() + max(1, min(timeout_ms, DEADLINE_MS_MAX))
 
@@ -195,7 +199,7 @@ class Replica:
     def _values(self, operations: Sequence[ReadOperation]) -> list[Result]:
         state = self.state
         assert state is not None
-        return [state.get(one.key) if type(one) is Get else state.scan(one) for one in operations]
+        return [state.get(one.key) if isinstance(one, Get) else state.scan(one) for one in operations]
 
     def _read_by_lease(self, request: ReadRequest) -> bool:
         """Whether the lease covered the reading; if not, the read takes a round like every other."""
@@ -209,7 +213,7 @@ class Replica:
         if not self.raw.lease_valid(clock.boot_ms()):
             return False
         self.environment.metrics.reads_linearizable += len(results)
-        request.answer(Results(request.frame_id, state.stamp, results))
+        request.answer(Results(request.frame_id, self.stamp_now(), results))
         return True
 
     def _read_stale(self, request: ReadRequest) -> bool:
@@ -238,7 +242,7 @@ class Replica:
             metrics.reads_linearizable += len(request.operations)
         else:
             metrics.reads_stale += len(request.operations)
-        request.answer(Results(request.frame_id, state.stamp, self._values(request.operations), applied, age_ms))
+        request.answer(Results(request.frame_id, self.stamp_now(), self._values(request.operations), applied, age_ms))
 
     def serve_reads(self) -> None:
         """Answer the reads whose index is applied."""

@@ -15,6 +15,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import msgspec
 
@@ -176,7 +177,7 @@ class Snapshots:
             async for number, data in chunks:
                 if number != incoming.next_chunk:
                     raise ConnectionError(f"chunk {number} came where {incoming.next_chunk} was due")
-                await self._done(lambda done, data=data: self._install_chunk(offer, data, done))
+                await self._done(partial(self._install_chunk, offer, data))
                 incoming.next_chunk += 1
             await self._done(lambda done: self.environment.state_store.install_finish(offer.header, done))
         except DamagedRecord as error:

@@ -342,7 +342,12 @@ class NodeAdmin:
             issued_at=0,
             operations=msgspec.Raw(ops.encode([operation])),
         )
-        self._router.mutate_at(replica, frame, lambda answer: future.done() or future.set_result(answer))
+
+        def reply(answer: Results | Refused) -> None:
+            if not future.done():
+                future.set_result(answer)
+
+        self._router.mutate_at(replica, frame, reply)
         answer = await future
         if isinstance(answer, Refused):
             raise NotLeader(answer.message) if answer.definite else Timeout(answer.message)

@@ -205,8 +205,8 @@ class ShardRouter:
         return version, dict(KEYSPACES), routes
 
     def stamp_ms(self) -> int:
-        """The newest stamp applied here, or the wall clock where nothing was."""
-        stamps = [replica.state.stamp for replica in self._host.core.replicas.values() if replica.state is not None]
+        """What an entry proposed now would be stamped with, by the shard here that is furthest."""
+        stamps = [replica.stamp_now() for replica in self._host.core.replicas.values() if replica.state is not None]
         return max(stamps, default=0) or self._environment.clock.wall_ms()
 
 
