@@ -26,7 +26,7 @@ from kvstore.storage.group_log import GroupLogView
 from kvstore.storage.keys import NODE, LogKind, log_key, parse_log_key
 from kvstore.storage.lmdb_env import grow_map, open_environment, sizes
 from kvstore.storage.protocol import Done, LogWrite, NodeIdentity, OnFatal, ReplicaIdentity
-from kvstore.storage.writer import OnCommit, WriterThread
+from kvstore.storage.writer import OnCommit, Writer, WriterThread
 from raft.types import Entry
 
 SWEEP_PER_COMMIT = 64  # garbage entries that ride along with a batch: fewer than 0.1 ms
@@ -62,23 +62,27 @@ class _Prepared:
     sweep: _Sweep | None = None
 
 
-class LmdbLogStore:
-    """See `protocol.LogStore`."""
+MakeWriter = Callable[
+    [Callable[[Sequence[Sequence[_Prepared]]], None], Callable[[], bool]], Writer[Sequence[_Prepared]]
+]
+"""(commit, idle) -> the writer that calls them."""
+
+
+class EnvLogStore:
+    """`protocol.LogStore` over an open environment; `where` names it in errors."""
 
     def __init__(
         self,
-        path: Path,
+        env: lmdb.Environment,
+        where: object,
         *,
-        loop: asyncio.AbstractEventLoop,
-        on_fatal: OnFatal,
-        map_bytes: int = LMDB_MAP_BYTES,
-        cache_bytes_max: int = LOG_CACHE_BYTES,
-        on_commit: OnCommit | None = None,
+        make_writer: MakeWriter,
+        cache_bytes_max: int,
     ) -> None:
-        """Opens or creates `path`. Raises StartRefused, DirectoryLost."""
-        self._path = Path(path)
+        """Raises DirectoryLost."""
+        self._env = env
+        self._where = where
         self._cache_bytes_max = cache_bytes_max
-        self._env = open_environment(self._path, map_bytes=map_bytes)
         self._views: dict[int, GroupLogView] = {}
         self._queued_bytes = 0
         self._sweeps: dict[int, _Sweep] = {}  # the thread's
@@ -86,13 +90,11 @@ class LmdbLogStore:
             self._identities = self._load_identities()
         except lmdb.Error as error:
             self._env.close()
-            raise DirectoryLost(f"{self._path} can't be read: {error}") from error
+            raise DirectoryLost(f"{where} can't be read: {error}") from error
         except DirectoryLost:
             self._env.close()
             raise
-        self._writer: WriterThread[Sequence[_Prepared]] = WriterThread(
-            "kvstore-log", loop=loop, commit=self._commit, on_fatal=on_fatal, idle=self._idle, on_commit=on_commit
-        )
+        self._writer = make_writer(self._commit, self._idle)
 
     # -- the node
 
@@ -104,7 +106,7 @@ class LmdbLogStore:
         try:
             return records.decode_struct(_NODE_KEY, raw, NodeIdentity)
         except DamagedRecord as error:
-            raise DirectoryLost(f"{self._path}: the node's identity is damaged") from error
+            raise DirectoryLost(f"{self._where}: the node's identity is damaged") from error
 
     def set_node_identity(self, identity: NodeIdentity) -> None:
         self._write_now([(_NODE_KEY, records.encode_struct(_NODE_KEY, identity))])
@@ -154,7 +156,7 @@ class LmdbLogStore:
             start, term = records.decode_struct(key, bytes(raw), tuple[int, int]) if raw is not None else (0, 0)
         except DamagedRecord as error:
             raise DirectoryLost(
-                f"{self._path}: the hard state of group {group} is damaged; its vote is lost: the node must join anew"
+                f"{self._where}: the hard state of group {group} is damaged; its vote is lost: the node must join anew"
             ) from error
         return start, term
 
@@ -236,9 +238,6 @@ class LmdbLogStore:
     def queued_bytes(self) -> int:
         return self._queued_bytes
 
-    def sizes(self) -> Mapping[str, int]:
-        return sizes(self._env, self._path)
-
     def close(self) -> None:
         self._writer.close()
         self._env.close()
@@ -294,7 +293,7 @@ class LmdbLogStore:
                 self._writer.on_loop(self._grow)
                 continue
             except lmdb.Error as error:
-                raise StorageFault(f"{self._path}: writing the log failed: {error}") from error
+                raise StorageFault(f"{self._where}: writing the log failed: {error}") from error
             self._sweeps = sweeps
             return
 
@@ -331,7 +330,7 @@ class LmdbLogStore:
                 try:
                     found[group] = records.decode_identity(key, raw) if raw is not None else ReplicaIdentity(0)
                 except DamagedRecord as error:
-                    raise DirectoryLost(f"{self._path}: the replica identity of group {group} is damaged") from error
+                    raise DirectoryLost(f"{self._where}: the replica identity of group {group} is damaged") from error
                 self._resume_destruction(txn, group)
                 more = cursor.set_range(log_key(group + 1, LogKind(1)))
         return found
@@ -359,7 +358,35 @@ class LmdbLogStore:
             except lmdb.MapFullError:
                 self._grow()
             except lmdb.Error as error:
-                raise StorageFault(f"{self._path}: writing the log failed: {error}") from error
+                raise StorageFault(f"{self._where}: writing the log failed: {error}") from error
+
+
+class LmdbLogStore(EnvLogStore):
+    """The log of a real node: LMDB, and a thread that writes."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        on_fatal: OnFatal,
+        map_bytes: int = LMDB_MAP_BYTES,
+        cache_bytes_max: int = LOG_CACHE_BYTES,
+        on_commit: OnCommit | None = None,
+    ) -> None:
+        """Opens or creates `path`. Raises StartRefused, DirectoryLost."""
+        self._path = Path(path)
+        super().__init__(
+            open_environment(self._path, map_bytes=map_bytes),
+            self._path,
+            make_writer=lambda commit, idle: WriterThread(
+                "kvstore-log", loop=loop, commit=commit, on_fatal=on_fatal, idle=idle, on_commit=on_commit
+            ),
+            cache_bytes_max=cache_bytes_max,
+        )
+
+    def sizes(self) -> Mapping[str, int]:
+        return sizes(self._env, self._path)
 
 
 def _nothing() -> None:

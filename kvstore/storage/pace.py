@@ -15,12 +15,24 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from typing import Protocol
 
 SLICE_SECONDS = 0.001
 WAIT_SECONDS_MAX = 0.002
 LOOP_SHARE = 0.5  # of the time while a long work lasts, the part that the loop keeps for itself
 
 assert SLICE_SECONDS < WAIT_SECONDS_MAX
+
+
+class Pace(Protocol):
+    """What long work needs of its pacer; `memory` has one that does nothing."""
+
+    released: bool
+
+    def start(self) -> None: ...
+    def checkpoint(self) -> None: ...
+    def stop(self) -> None: ...
+    def release(self) -> None: ...
 
 
 class Pacer:

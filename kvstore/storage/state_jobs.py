@@ -20,7 +20,7 @@ from kvstore.storage import records
 from kvstore.storage.chunks import Pair, stored_ranges
 from kvstore.storage.keys import DATA, image_key, incomplete_key, session_end, session_prefix
 from kvstore.storage.memtable import MemTable
-from kvstore.storage.pace import Pacer
+from kvstore.storage.pace import Pace
 from kvstore.storage.protocol import ShardChange, ShardImage
 
 STEP_KEYS = 32  # between two looks at the clock: about 0.1 ms
@@ -31,7 +31,7 @@ CLEAR_KEYS_PER_COMMIT = 10_000
 class StateWork:
     """The thread's tools: transactions, paced."""
 
-    def __init__(self, environment: lmdb.Environment, pacer: Pacer) -> None:
+    def __init__(self, environment: lmdb.Environment, pacer: Pace) -> None:
         self._env = environment
         self.pacer = pacer
         self.committed_id = 0  # of the last transaction; the loop reads it once the job is told of

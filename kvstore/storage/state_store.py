@@ -25,7 +25,7 @@ from kvstore.storage.errors import DirectoryLost
 from kvstore.storage.keys import DATA, IMAGE, INCOMPLETE, prefix_end, session_end, session_prefix, shard_of
 from kvstore.storage.lmdb_env import grow_map, open_environment, sizes
 from kvstore.storage.memtable import MemTable
-from kvstore.storage.pace import Pacer
+from kvstore.storage.pace import Pace, Pacer
 from kvstore.storage.protocol import Done, OnFatal, Record, ShardChange, ShardImage, SnapshotHeader
 from kvstore.storage.snapshot_reader import LmdbSnapshot
 from kvstore.storage.state_jobs import (
@@ -39,24 +39,20 @@ from kvstore.storage.state_jobs import (
     StateWork,
 )
 from kvstore.storage.tables import ABSENT, Tables
-from kvstore.storage.writer import OnCommit, WriterThread
+from kvstore.storage.writer import OnCommit, Writer, WriterThread
+
+_Submitted = tuple[StateJob, list[int]]
+"""A job, and where the thread leaves the id of the job's last transaction."""
+MakeWriter = Callable[[Callable[[Sequence[_Submitted]], None]], Writer[_Submitted]]
 
 
-class LmdbStateStore:
-    """See `protocol.StateStore`."""
+class EnvStateStore:
+    """`protocol.StateStore` over an open environment; `where` names it in errors."""
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        loop: asyncio.AbstractEventLoop,
-        on_fatal: OnFatal,
-        map_bytes: int = LMDB_MAP_BYTES,
-        on_commit: OnCommit | None = None,
-    ) -> None:
-        """Opens or creates `path`. Raises StartRefused, DirectoryLost."""
-        self._path = Path(path)
-        self._env = open_environment(self._path, map_bytes=map_bytes)
+    def __init__(self, env: lmdb.Environment, where: object, *, pacer: Pace, make_writer: MakeWriter) -> None:
+        """Raises DirectoryLost."""
+        self._env = env
+        self._where = where
         self._tables = Tables()
         self._snapshots: set[LmdbSnapshot] = set()
         self._installs: dict[int, InstallProgress] = {}
@@ -64,14 +60,12 @@ class LmdbStateStore:
             self._images, self._incomplete = self._load()
         except (lmdb.Error, DamagedRecord) as error:
             self._env.close()
-            raise DirectoryLost(f"{self._path} can't be read: {error}") from error
+            raise DirectoryLost(f"{where} can't be read: {error}") from error
         self._txn = self._env.begin()
         self._taken_over_id = self._txn.id()  # the last transaction whose effects the loop knows of
-        self._pacer = Pacer(loop)
-        self._work = StateWork(self._env, self._pacer)
-        self._writer: WriterThread[tuple[StateJob, list[int]]] = WriterThread(
-            "kvstore-state", loop=loop, commit=self._commit, on_fatal=on_fatal, on_commit=on_commit
-        )
+        self._pacer = pacer
+        self._work = StateWork(self._env, pacer)
+        self._writer = make_writer(self._commit)
 
     def _load(self) -> tuple[dict[int, ShardImage], dict[int, tuple[bytes, bytes]]]:
         images: dict[int, ShardImage] = {}
@@ -254,9 +248,6 @@ class LmdbStateStore:
     def incomplete(self) -> Mapping[int, tuple[bytes, bytes]]:
         return MappingProxyType(self._incomplete)
 
-    def sizes(self) -> Mapping[str, int]:
-        return sizes(self._env, self._path)
-
     def close(self) -> None:
         self._pacer.release()
         self._close_readers()
@@ -268,7 +259,7 @@ class LmdbStateStore:
     def _submit(self, job: StateJob, moved_on: Callable[[], None], done: Done) -> None:
         """`moved_on` runs in the step in which readers move on to what the job has written, `done` behind it."""
 
-        committed_id: list[int] = []
+        committed_id: list[int] = []  # set by the thread before it tells the loop
 
         def finish() -> None:
             self._txn.abort()
@@ -279,7 +270,7 @@ class LmdbStateStore:
 
         self._writer.submit((job, committed_id), finish)
 
-    def _commit(self, batch: Sequence[tuple[StateJob, list[int]]]) -> None:
+    def _commit(self, batch: Sequence[_Submitted]) -> None:
         for job, committed_id in batch:
             while True:
                 try:
@@ -290,7 +281,7 @@ class LmdbStateStore:
                     # Nothing of the transaction was written; jobs of several transactions may begin anew.
                     self._writer.on_loop(self._grow)
                 except lmdb.Error as error:
-                    raise StorageFault(f"{self._path}: writing the state failed: {error}") from error
+                    raise StorageFault(f"{self._where}: writing the state failed: {error}") from error
 
     def _grow(self) -> None:
         """On the loop: no reader may be open while the map moves. Snapshots can't be resumed after it."""
@@ -304,6 +295,33 @@ class LmdbStateStore:
         self._txn.abort()
         for snapshot in tuple(self._snapshots):
             snapshot.close()
+
+
+class LmdbStateStore(EnvStateStore):
+    """The state of a real node: LMDB, and a thread that writes in slices."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        on_fatal: OnFatal,
+        map_bytes: int = LMDB_MAP_BYTES,
+        on_commit: OnCommit | None = None,
+    ) -> None:
+        """Opens or creates `path`. Raises StartRefused, DirectoryLost."""
+        self._path = Path(path)
+        super().__init__(
+            open_environment(self._path, map_bytes=map_bytes),
+            self._path,
+            pacer=Pacer(loop),
+            make_writer=lambda commit: WriterThread(
+                "kvstore-state", loop=loop, commit=commit, on_fatal=on_fatal, on_commit=on_commit
+            ),
+        )
+
+    def sizes(self) -> Mapping[str, int]:
+        return sizes(self._env, self._path)
 
 
 def _nothing() -> None:

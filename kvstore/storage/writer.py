@@ -17,15 +17,26 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from kvstore.storage.protocol import Done, OnFatal
 
 Job = TypeVar("Job")
+AnyJob = TypeVar("AnyJob", contravariant=True)
 OnCommit = Callable[[float, int], None]
 """Told on the loop of every batch: seconds that its commit took, and how many jobs it had. For metrics."""
 
 _CLOSE_POLL_SECONDS = 0.02
+
+
+class Writer(Protocol[AnyJob]):
+    """What a store needs of its writer; `memory` has another one."""
+
+    @property
+    def failed(self) -> bool: ...
+    def submit(self, job: AnyJob, done: Done) -> None: ...
+    def on_loop(self, action: Callable[[], None]) -> None: ...
+    def close(self) -> None: ...
 
 
 class WriterThread(Generic[Job]):
