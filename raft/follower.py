@@ -60,6 +60,8 @@ def on_heartbeat(core: Core, message: Message) -> None:
     # The leader sends min(match, commit), so this is in our log, unless we lost a part of it.
     commit = min(message.commit, core.log.last_index) if core.barred else message.commit
     core.log.commit_to(commit)
+    if not message.context:
+        return  # no round: the leader just tells of a commit
     promise = message.lease and core.lease_reads
     if promise:
         core.promise_ticks = core.promise_length()

@@ -53,8 +53,12 @@ def send_appends(core: Core, peer_id: int, progress: Progress) -> None:
         last_index = log.last_index
         low = progress.next
         fresh = low <= last_index and not progress.inflights.full
-        if not fresh and not progress.append_due and not progress.wants_commit(log.commit):
-            return
+        if not fresh and not progress.append_due:
+            if not progress.wants_commit(log.commit):
+                return
+            if progress.match >= log.commit:
+                _send_commit(core, peer_id, progress)
+                return
         try:
             log_term = log.term(low - 1)
             entries = log.slice(low=low, high=last_index + 1, bytes_max=core.config.append_bytes_max) if fresh else []
@@ -80,6 +84,13 @@ def _send_append(core: Core, peer_id: int, progress: Progress, *, log_term: int,
     )
     progress.sent_commit = core.log.commit
     progress.on_sent(last_index=index + len(entries), count=len(entries), size=payload_bytes(entries))
+
+
+def _send_commit(core: Core, peer_id: int, progress: Progress) -> None:
+    """The commit index and nothing else, to a peer that is known to have all of it: no answer wanted. Should it get
+    lost, the next heartbeat of the tick tells it again."""
+    progress.sent_commit = core.log.commit
+    core.send(Message(MessageType.HEARTBEAT, to_id=peer_id, commit=core.log.commit))
 
 
 def _send_snapshot(core: Core, peer_id: int, progress: Progress) -> None:

@@ -8,7 +8,7 @@ Called by: core and the role modules.   Paper: 6.   Thesis: 4.2-4.3.
 from __future__ import annotations
 
 from raft.inflights import Inflights
-from raft.progress import Progress
+from raft.progress import Progress, ProgressState
 from raft.quorum import VoteResult, joint_index, joint_vote
 from raft.types import ConfState
 
@@ -60,6 +60,9 @@ class Tracker:
         )
 
     def _set_progress(self, progress: dict[int, Progress]) -> None:
+        own = progress.get(self._self_id)
+        if own is not None:
+            own.state = ProgressState.REPLICATE  # by its own disk
         self.progress = progress
         self.peers = [(member, known) for member, known in progress.items() if member != self._self_id]
 

@@ -27,7 +27,7 @@ class MessageType(IntEnum):
     VOTE_REPLY = 4
     PRE_VOTE = 5  # term is the one that the sender *would* campaign at
     PRE_VOTE_REPLY = 6
-    HEARTBEAT = 7  # commit = min(match, commit); context = the round, opaque to the peer; lease = promise asked
+    HEARTBEAT = 7  # commit = min(match, commit); lease = promise asked; context = the round, none = no answer wanted
     HEARTBEAT_REPLY = 8  # echoes context; lease = promise given
     SNAPSHOT = 9  # snapshot metadata; the bytes travel beside, the driver steps this in once they are installed-ready
     TIMEOUT_NOW = 10  # leader -> transfer target: campaign at once
