@@ -33,6 +33,9 @@ What the driver must keep:
 - After a crash the RawNode is built again from what was durable: the log, the hard state, and `applied` with the
   membership at that index. `applied` must not lie beyond the durable log. The commit index on disk may lag behind
   (it is written with other things only); entries are then handed out for applying again once it is known.
+- The membership with which a group is founded is in no entry. Found it as if from a snapshot: a log that starts after
+  some index >= 1, with that membership. A replica that is added later starts empty and then needs the snapshot; were
+  the log complete from index 1, it would take the entries and never hear of the founders.
 - SNAPSHOT messages carry the position only. The driver sends the bytes beside and steps the message in on the other
   side when they are there, then tells the sender's node `report_snapshot`: always, also when it failed.
 - A message that could not be sent: `report_unreachable`. The process of a leader is gone: `leader_gone`, see there.

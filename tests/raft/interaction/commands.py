@@ -1,6 +1,6 @@
 """What a line of a transcript may say: a word, then `name=value` options and other arguments.
 
-cluster voters=1,2,3 learners=4 pre_vote=off ...      (any name of Config)
+cluster voters=1,2,3 learners=4 pre_vote=off ...      (any name of Config; founded=5: the log starts after 5/1)
 blank 4                          a replica without log and membership, to be added
 campaign 1 | campaign 1 hard     with or without PreVote
 tick 1 20                        twenty ticks
@@ -68,15 +68,16 @@ class Environment:
         self.cluster = Cluster()
         voters = _ids(options.pop("voters", ""))
         learners = _ids(options.pop("learners", ""))
+        founded = int(options.pop("founded", 0))
         self.settings = {"election_ticks": 10, "heartbeat_ticks": 2} | _settings(options)
         for replica_id in sorted((*voters, *learners)):
-            self._add(replica_id, ConfState(voters=voters, learners=learners))
+            self._add(replica_id, ConfState(voters=voters, learners=learners), founded)
 
     def on_blank(self, arguments: list[str], options: dict[str, str]) -> None:
         self._add(int(arguments[0]), ConfState())
 
-    def _add(self, replica_id: int, conf_state: ConfState) -> None:
-        self.cluster.add(Member(Config(replica_id=replica_id, **self.settings), conf_state))
+    def _add(self, replica_id: int, conf_state: ConfState, founded: int = 0) -> None:
+        self.cluster.add(Member(Config(replica_id=replica_id, **self.settings), conf_state, founded))
 
     def on_crash(self, arguments: list[str], options: dict[str, str]) -> None:
         self._member(arguments).crash()

@@ -15,6 +15,7 @@ from raft import (
     ConfState,
     Entry,
     EntryKind,
+    HardState,
     MemoryLog,
     Message,
     RawNode,
@@ -48,9 +49,15 @@ class Apply:
 
 
 class Member:
-    def __init__(self, config: Config, conf_state: ConfState) -> None:
+    def __init__(self, config: Config, conf_state: ConfState, founded: int) -> None:
+        """`founded`: what the group starts from (its membership too) is a snapshot at this index. A replica that is
+        added later begins with nothing, so it gets that snapshot, and not a log that does not tell of the founders."""
         self.config = config
         self.log = MemoryLog(conf_state=conf_state)
+        if founded:
+            self.log.offered = SnapshotMeta(founded, 1, conf_state)
+            self.log.apply_snapshot(self.log.offered)
+            self.log.set_hard_state(HardState(term=1, commit=founded))
         self.node = self._start(barred=False, now_ms=0)
 
     def _start(self, *, barred: bool, now_ms: int) -> RawNode:
