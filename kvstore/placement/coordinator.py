@@ -18,9 +18,8 @@ from typing import Any, Protocol
 from kvstore import __version__
 from kvstore.base.errors import KVError
 from kvstore.base.ids import META_SHARD
-from kvstore.base.shards import Replica as ReplicaPlace
 from kvstore.base.shards import ShardDescriptor
-from kvstore.placement.members import MemberRecord, read_members
+from kvstore.placement.members import MemberRecord, read_members, read_removed
 from kvstore.placement.repair import Step, StepKind, next_step
 from kvstore.replica.environment import Environment, NodeAddress
 from kvstore.replica.host_driver import HostDriver
@@ -81,6 +80,7 @@ class Coordinator:
             version=__version__,
         )
         self.members: list[MemberRecord] = []
+        self.removed: list[str] = []  # node ids; known where the meta group has a replica
         self.operators: deque[Operator] = deque(maxlen=HISTORY_MAX)
         self._operator_count = 0
         self._repairing: set[int] = set()
@@ -108,6 +108,7 @@ class Coordinator:
         meta = self._host.core.replicas.get(META_SHARD)
         if meta is not None and meta.state is not None:
             members = [member.record for member in read_members(meta.state)]
+            self.removed = read_removed(meta.state)
         else:
             members = await self._ask_members()
         if members:
@@ -145,29 +146,20 @@ class Coordinator:
         for descriptor in descriptors:
             for place in descriptor.replicas:
                 load[place.node] = load.get(place.node, 0) + 1
-        nodes = [record.node for record in self.members]
-        founders_missing = any(
-            place.node not in nodes and self._environment.node != place.node and self._connected(place.node)
-            for descriptor in descriptors
-            for place in descriptor.replicas
-        )
-        if founders_missing:
-            return  # a member that is connected and has not written its record yet is not gone
         for descriptor in descriptors:
             if descriptor.id in self._repairing:
                 continue
-            step = self._step(descriptor, nodes, load)
+            step = self._step(descriptor, load)
             if step is not None:
                 self._start(step)
 
-    def _step(self, descriptor: ShardDescriptor, nodes: list[str], load: dict[str, int]) -> Step | None:
-        alive = [node for node in nodes if node == self._environment.node or self._connected(node)]
-        places: tuple[ReplicaPlace, ...] = descriptor.replicas
+    def _step(self, descriptor: ShardDescriptor, load: dict[str, int]) -> Step | None:
+        own = self._environment.node
         return next_step(
             shard=descriptor.id,
-            replicas=[place.node for place in places],
-            members=nodes,
-            alive=alive,
+            replicas=[place.node for place in descriptor.replicas],
+            alive=[record.node for record in self.members if record.node == own or self._connected(record.node)],
+            removed=self.removed,
             load=load,
             wanted=REPLICATION_FACTOR,
         )

@@ -1,7 +1,7 @@
 """What should be changed about the replicas of a shard: a pure function from a picture to at most one step.
 
-Invariant: a step never takes a shard below the replicas it has unless more than wanted are left, or the one taken is
-           on a node that is no member any more and enough others stay.
+Invariant: only a node that was removed for good loses its replica without more than wanted being left; a node that
+           is down, or has no record yet, does not.
 Invariant: applied again and again to its own results, it ends: every step lessens what is missing or surplus.
 """
 
@@ -29,19 +29,20 @@ def next_step(
     *,
     shard: int,
     replicas: Collection[str],
-    members: Collection[str],
     alive: Collection[str],
+    removed: Collection[str],
     load: Mapping[str, int],
     wanted: int,
 ) -> Step | None:
     """The next step for one shard.
 
-    replicas, members, alive: node ids. load: how many replicas each node has. wanted: the replication factor.
+    Node ids: replicas = where the shard is; alive = members that can be reached; removed = removed for good.
+    load: how many replicas each node has. wanted: the replication factor.
     Additions come before removals, so that a removed node's data is on its successor first.
     """
-    gone = sorted(set(replicas) - set(members))
-    present = [node for node in replicas if node in members]
-    spare = [node for node in members if node in alive and node not in replicas]
+    gone = sorted(node for node in replicas if node in removed)
+    present = [node for node in replicas if node not in removed]
+    spare = [node for node in alive if node not in replicas and node not in removed]
     if len(present) < wanted and spare:
         node = min(spare, key=lambda one: (load.get(one, 0), one))
         return Step(StepKind.ADD, shard, node, f"{len(present)} of {wanted} replicas")

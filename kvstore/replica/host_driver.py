@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Callable
 from kvstore.replica.environment import Environment
 from kvstore.replica.flush import Flusher
 from kvstore.replica.host_core import HostCore, Outbox, Persisted
-from kvstore.replica.lifecycle import Lifecycle
+from kvstore.replica.lifecycle import FOUNDING_TERM, Lifecycle
 from kvstore.replica.replica import Replica
 from kvstore.replica.requests import Request
 from kvstore.replica.snapshots import Snapshots
@@ -201,6 +201,14 @@ class HostDriver:
 
     def on_peer_up(self, node: str, boot: str) -> None:
         logger.info("connected with %s", self._name(node))
+        for replica in self.core.replicas.values():
+            # A cluster that has just been founded has no leader to wait for: its first voter asks at once.
+            if (
+                replica.raw.term == FOUNDING_TERM
+                and min(replica.raw.conf_state.voters, default=0) == replica.replica_id
+            ):
+                replica.raw.campaign()
+                self.mark(replica)
 
     def on_peer_gone(self, node: str) -> None:
         if self._closed:

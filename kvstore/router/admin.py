@@ -18,11 +18,19 @@ from kvstore import __version__
 from kvstore.base import operations as ops
 from kvstore.base.errors import DuplicateName, Invalid, NotFound, NotLeader, Timeout, Unavailable
 from kvstore.base.ids import META_SHARD, SYSTEM_KEYSPACE
-from kvstore.base.operations import Cas, Mismatch, Mutation, Result
+from kvstore.base.operations import Batch, Cas, Mismatch, Mutation, Put, Result
 from kvstore.base.shards import ReplicaRole, user_bounds
 from kvstore.base.stream import Mutate, Refused, Results
 from kvstore.placement.coordinator import Coordinator
-from kvstore.placement.members import Member, MemberRecord, encode_member, member_key, read_members
+from kvstore.placement.members import (
+    Member,
+    MemberRecord,
+    encode_member,
+    member_key,
+    read_members,
+    read_removed,
+    removed_key,
+)
 from kvstore.placement.replica_change import ReplicaChange
 from kvstore.replica.environment import Environment
 from kvstore.replica.host_driver import HostDriver
@@ -254,6 +262,12 @@ class NodeAdmin:
     # -- at the leader ---------------------------------------------------------------------------------------------
 
     async def _join_here(self, *, name: str, node_id: str, address: str, labels: dict[str, str]) -> dict[str, Any]:
+        meta = self._led(META_SHARD).state
+        if meta is not None and node_id in read_removed(meta):
+            raise DuplicateName(
+                f"node {name} ({node_id[:8]}) was removed from the cluster for good: start it with an empty --data "
+                "directory to join as a new node"
+            )
         record = MemberRecord(name=name, node=node_id, address=address, labels=labels, version=__version__)
         known = self._member(name)
         if known is not None and known.record.node != node_id:
@@ -273,7 +287,8 @@ class NodeAdmin:
         members = self.coordinator.members if self.coordinator else []
         if len(members) <= 1:
             raise Invalid("the last member can't be removed")
-        await self._write_meta(Cas(0, member_key(name), None, known.revision))
+        unbind = Cas(0, member_key(name), None, known.revision)
+        await self._write_meta(Batch(0, [unbind, Put(0, removed_key(known.record.node), name.encode())]))
         return {"removed": name, "node_id": known.record.node}
 
     async def _add_replica_here(self, *, shard: int, node: str) -> dict[str, Any]:
