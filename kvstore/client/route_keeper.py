@@ -18,7 +18,7 @@ from kvstore.client.link import Link
 from kvstore.client.nodes import Nodes
 from kvstore.client.retry import backoff_seconds
 
-REFRESH_SECONDS = 30.0  # while the client is in use, so that it hears of new nodes before all old ones are gone
+REFRESH_SECONDS = 5.0  # while the client is in use, so that it hears of new nodes before all old ones are gone
 REFRESH_PAUSE_SECONDS = 0.05
 ASK_SECONDS = 1.0  # for an answer to GetRoutes
 STAGGER_SECONDS = 0.25  # how long one node may take to connect before the next one is asked too
