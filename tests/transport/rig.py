@@ -112,9 +112,9 @@ class Recorder:
                 self._changed.clear()
                 await self._changed.wait()
 
-    async def until_event(self, *event: object, count: int = 1) -> float:
+    async def until_event(self, *event: object, count: int = 1, seconds_max: float = WAIT_SECONDS) -> float:
         """When the event has been seen `count` times; its loop time."""
-        await self.until(lambda: self.events.count(event) >= count)
+        await self.until(lambda: self.events.count(event) >= count, seconds_max)
         places = [place for place, seen in enumerate(self.events) if seen == event]
         return self.when[places[count - 1]]
 
