@@ -117,6 +117,11 @@ class KVError(Exception):
         self.detail = detail
 
     @property
+    def outcome(self) -> str:
+        """"failed": it has no effect and never will have one; "unknown": it may have."""
+        return "failed" if self.definite else "unknown"
+
+    @property
     def info(self) -> CodeInfo:
         return CODES[self.code]
 

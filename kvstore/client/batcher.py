@@ -124,8 +124,8 @@ class Batcher:
                 if error is not None:
                     self._placer.fail(pending, error)
                     continue
-            # The last number keeps apart what must travel alone, and stale reads that fell back to the leader.
-            apart = id(pending) if pending.alone else int(pending.attempts > 0)
+            # Retries stay apart: their frame may have to be smaller, and a stale read falls back to the leader.
+            apart = pending.crowd_max if pending.attempts else -1
             group_key = (route.id, pending.mode, pending.issued_at, apart)
             if (group := groups.get(group_key)) is not None:
                 group[1].append(pending)
@@ -141,6 +141,8 @@ class Batcher:
         if link is None:
             return
         size = link.frame_operations_max if mode == MUTATION else link.reads_max
+        if pendings[0].crowd_max:
+            size = min(size, pendings[0].crowd_max)
         if len(pendings) <= size:
             self._frame(link, route, pendings, mode, issued_at, now)
             return
@@ -152,7 +154,7 @@ class Batcher:
     def _frame(self, link: Link, route: Route, pendings: list[Pending], mode: int, issued_at: int, now: float) -> None:
         block = None
         if mode == MUTATION and issued_at == UNSTAMPED:
-            issued_at = link.stamp_ms(now)
+            issued_at = self._session.stamp_ms(route.id, now, link.stamp_ms(now))
             block = self._number(pendings, issued_at)
         encoded = encode([pending.operation for pending in pendings])
         if len(encoded) > link.request_bytes_max - FRAME_ENVELOPE_BYTES:

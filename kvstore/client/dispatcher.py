@@ -32,6 +32,7 @@ from kvstore.client.routes import RouteTable
 from kvstore.client.session import Session
 
 SWEEP_SECONDS_MIN = 0.005
+DIVISOR = 8  # a refused frame of 4,096 operations is taken apart into single ones in four rounds
 
 
 class StaleAnswer:
@@ -82,7 +83,8 @@ class Dispatcher:
             return Link(address, connector=connector, owner=self, loop=loop, rng=rng, spawn=spawn)
 
         self.nodes = Nodes(endpoints, make=make, rng=rng)
-        self.batcher = Batcher(loop=loop, routes=self.routes, session=Session(rng), placer=self)
+        self._session = Session(rng)
+        self.batcher = Batcher(loop=loop, routes=self.routes, session=self._session, placer=self)
         self._paces: dict[int, Pace] = {}  # by shard, while its leader is looked for
         self._unrouted: list[Pending] = []
         self._parked: set[Parked] = set()
@@ -226,6 +228,7 @@ class Dispatcher:
                 failures.append((pending, result))
             elif not pending.future.done():
                 pending.future.set_result(result)
+        self._session.heard(flight.route.id, reply.stamp, self._loop.time())
         if self._paces and len(failures) < len(results):
             self._paces.pop(flight.route.id, None)
         if not failures:
@@ -259,29 +262,29 @@ class Dispatcher:
             error = error_of(code, messages[code, definite], definite=definite)
             if code in (Code.NOT_LEADER, Code.STALE_ROUTE):
                 self.refresh()  # a single operation's refusal carries no routes
-            self._on_refusal(flight, pendings, error, news=False, crowd=False)
+            self._on_refusal(flight, pendings, error, news=False, crowd=0)
 
     def on_refused(self, link: Link, flight: Flight, reply: Refused) -> None:
         self._learn(reply.routes)
         before = flight.route
         error = error_of(reply.code, reply.message, definite=reply.definite, retry_after_ms=reply.retry_after_ms)
-        if reply.code == Code.NOT_LEADER:
-            self.routes.deny(before.id, link.address)
-            if link.node is not None and (route := self.routes.get(before.id)) and route.leader == link.node:
-                self.routes.deny(before.id, route.address or "")
-        now_known = self.routes.get(before.id)
-        if reply.code == Code.STALE_ROUTE and now_known is not None and now_known.version <= before.version:
+        after = self.routes.get(before.id)
+        same = after is not None and after.version <= before.version
+        if same and reply.code in (Code.NOT_LEADER, Code.STALE_ROUTE):
+            after = self.routes.deny(before.id, address=link.address, node=link.node)
+        if same and reply.code == Code.STALE_ROUTE:
             self.refresh()
-        news = now_known is None or now_known.version > before.version or self._elsewhere(now_known, link)
-        self._on_refusal(flight, flight.pendings, error, news=news, crowd=len(flight.pendings) > 1)
+        news = not same or (after is not None and self._elsewhere(after, link))
+        self._on_refusal(flight, flight.pendings, error, news=news, crowd=len(flight.pendings))
 
     def _elsewhere(self, route: Route, link: Link) -> bool:
         """Whether the route names a leader that can be asked now, and it is not this node."""
         leader = self.nodes.leader(route)
         return leader is not None and leader is not link and leader.usable
 
-    def _on_refusal(self, flight: Flight, pendings: list[Pending], error: KVError, *, news: bool, crowd: bool) -> None:
-        """Sort the operations by what the table of codes says."""
+    def _on_refusal(self, flight: Flight, pendings: list[Pending], error: KVError, *, news: bool, crowd: int) -> None:
+        """Sort the operations by what the table of codes says. `crowd`: how many shared what was refused; 0 = each
+        was refused for itself."""
         now = self._loop.time()
         reroute: list[Pending] = []
         backoff: list[Pending] = []
@@ -294,14 +297,15 @@ class Dispatcher:
             if pending.future.done():
                 self.settle(pending)
                 continue
-            match judge(error.code, uncertain=pending.uncertain, crowd=crowd and not pending.alone):
+            applied = crowd == 0 and pending.mode == MUTATION
+            match judge(error.code, uncertain=pending.uncertain, crowd=crowd > 1, applied=applied):
                 case Verdict.RAISE:
                     self.fail(pending, error)
                 case Verdict.RESTAMP:
                     pending.issued_at = UNSTAMPED
                     (again if pending.attempts <= 2 else backoff).append(pending)
-                case Verdict.ALONE:
-                    pending.alone = True
+                case Verdict.DIVIDE:
+                    pending.crowd_max = max(1, crowd // DIVISOR)
                     again.append(pending)
                 case Verdict.REROUTE:
                     reroute.append(pending)
@@ -379,6 +383,7 @@ class Dispatcher:
         self.nodes.prune(known)
         for shard in [shard for shard in self._paces if self.routes.get(shard) is None]:
             del self._paces[shard]
+        self._session.forget_stamps({route.id for route in self.routes})
         self._again(unrouted)
         return True
 

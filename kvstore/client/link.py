@@ -175,7 +175,7 @@ class Link:
 
     # -- requests
     def stamp_ms(self, now: float) -> int:
-        """What this node's clock shows by our own reckoning."""
+        """What this node's clock shows by our own reckoning; of use for a shard whose own stamp was not heard yet."""
         return self._stamp + max(0, int((now - self._stamp_at) * 1000))
 
     @property
@@ -343,7 +343,6 @@ class Link:
     def _on_reply(self, reply: Reply, now: float) -> int:
         """The number of reads that were answered by it."""
         if isinstance(reply, (Results, Refused)):
-            self._set_stamp(reply.stamp, now)
             flight = self.flights.get(reply.id)
             if flight is None:
                 return self._on_stray(reply)

@@ -48,7 +48,7 @@ class Pending(msgspec.Struct, eq=False):
     block: SeqBlock | None = None
     attempts: int = 0  # refused or lost so far
     uncertain: bool = False  # some attempt may have taken effect
-    alone: bool = False  # goes into a frame of its own
+    crowd_max: int = 0  # how many may share its frame, after a frame was refused that more shared; 0 = any number
     rechecked: bool = False  # did not fit its shard, and the routes were asked for again because of it
     error: KVError | None = None  # the last thing heard
 

@@ -27,19 +27,24 @@ class Verdict(Enum):
     RESTAMP = "restamp"  # nothing can have happened: stamp it anew and send it at once
     REROUTE = "reroute"  # look for the right place
     BACKOFF = "backoff"  # the same again after a pause
-    ALONE = "alone"  # something in the frame was bad: send each by itself to see which
+    DIVIDE = "divide"  # something in the frame was bad, or it was too much: in smaller frames
 
 
-def judge(code: int, *, uncertain: bool, crowd: bool) -> Verdict:
-    """`uncertain`: an attempt, this one included, may have taken effect. `crowd`: the refusal was of a shared frame."""
+def judge(code: int, *, uncertain: bool, crowd: bool, applied: bool) -> Verdict:
+    """`uncertain`: an attempt, this one included, may have taken effect. `crowd`: the refusal was of a shared frame.
+    `applied`: the shard refused this one mutation when it came to apply it."""
     known = _KNOWN.get(code)
     if known is None:
         return Verdict.RAISE  # a code of a newer server: its `definite` still counts
     info = CODES[known]
-    if info.code is Code.SESSION_EXPIRED and not uncertain:
+    if known is Code.SESSION_EXPIRED and not uncertain:
         return Verdict.RESTAMP
-    if info.code in (Code.INVALID, Code.TOO_LARGE) and crowd:
-        return Verdict.ALONE
+    if known is Code.INVALID and applied:
+        # The form was checked before; what is left is a stamp ahead of the shard's. If an earlier attempt may still
+        # be under way, the stamp must stay, and the shard's will catch up.
+        return Verdict.BACKOFF if uncertain else Verdict.RESTAMP
+    if known in (Code.INVALID, Code.TOO_LARGE) and crowd:
+        return Verdict.DIVIDE
     match info.retry:
         case Retry.NEVER:
             return Verdict.RAISE

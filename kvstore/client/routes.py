@@ -64,14 +64,16 @@ class RouteTable:
             self._check()
         return changed
 
-    def deny(self, shard: int, address: str) -> None:
-        """The node at `address` says that it does not lead the shard: do not ask it again on this route."""
+    def deny(self, shard: int, *, address: str, node: str | None) -> Route | None:
+        """This node says that it does not lead the shard: do not ask it again on this route. The route as it is now."""
         route = self._by_id.get(shard)
-        if route is not None and route.address == address:
-            denied = msgspec.structs.replace(route, leader=None, address=None)
-            self._routes[self._routes.index(route)] = denied
-            self._by_id[shard] = denied
-            self._check()
+        if route is None or (route.address != address and (route.leader is None or route.leader != node)):
+            return route
+        denied = msgspec.structs.replace(route, leader=None, address=None)
+        self._routes[self._routes.index(route)] = denied
+        self._by_id[shard] = denied
+        self._check()
+        return denied
 
     def addresses(self) -> dict[str, None]:
         """HOST:PORT of every node that holds a replica or leads, in key order (a dict keeps the order)."""

@@ -7,13 +7,16 @@ frame that is answered costs one subtraction.
 Invariant: a number is never given twice.
 Invariant: `low()` never passes a mutation that somebody still waits for. It may lag behind the lowest such number by
            the other numbers of its block; shards then keep a few answers longer, which is harmless.
-Called by: frames.py (begin, low), dispatcher.py (counts the blocks down).
+It also keeps what the clock of each shard showed: the stamps of shards may differ (a jump of a wall clock is absorbed
+at each shard's own pace), so a mutation is stamped by the clock of the shard that it goes to, where that was heard.
+Called by: batcher.py (begin, low, stamp_ms), dispatcher.py (counts the blocks down, hears the stamps).
 """
 
 from __future__ import annotations
 
 import random
 from collections import deque
+from collections.abc import Container
 
 from kvstore.base.limits import SESSION_BYTES
 
@@ -35,6 +38,7 @@ class Session:
         self.id = rng.getrandbits(8 * SESSION_BYTES).to_bytes(SESSION_BYTES, "big")
         self._next = 1  # 0 means "no sequence" on the wire
         self._blocks: deque[SeqBlock] = deque()
+        self._stamps: dict[int, tuple[int, float]] = {}  # by shard: (ms, loop time of hearing it)
 
     def begin(self, count: int) -> SeqBlock:
         """A block of `count` new numbers, from `first` up."""
@@ -53,3 +57,20 @@ class Session:
             return self._next
         assert blocks[0].remaining > 0
         return blocks[0].first
+
+    def heard(self, shard: int, stamp: int, now: float) -> None:
+        """The shard's clock shows `stamp` (ms)."""
+        self._stamps[shard] = (stamp, now)
+
+    def stamp_ms(self, shard: int, now: float, default: int) -> int:
+        """What the shard's clock shows by our reckoning; `default` if it was never heard."""
+        heard = self._stamps.get(shard)
+        if heard is None:
+            return default
+        stamp, heard_at = heard
+        return stamp + max(0, int((now - heard_at) * 1000))
+
+    def forget_stamps(self, shards: Container[int]) -> None:
+        """Of shards that are not among these."""
+        for shard in [shard for shard in self._stamps if shard not in shards]:
+            del self._stamps[shard]
