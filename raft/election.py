@@ -57,7 +57,7 @@ def on_vote_reply(core: Core, message: Message) -> None:
     asked = Role.PRE_CANDIDATE if pre_vote else Role.CANDIDATE
     if pre_vote and not message.reject and message.term != core.term + 1:
         return  # granted for an older campaign
-    if message.reject and core.role != Role.LEADER:
+    if message.reject:
         learn_commit(core, message)
     if core.role == asked:
         _on_result(core, core.tracker.record_vote(message.from_id, granted=not message.reject))
@@ -113,11 +113,16 @@ def refuse(core: Core, request: Message) -> None:
 
 
 def learn_commit(core: Core, message: Message) -> None:
-    """From a refusal. Without it a group could be stuck for ever: the one replica that must be asked has a longer log,
-    but is no voter any more and never campaigns, and the candidate that needs its vote for the old membership does
-    not know that the change is committed (it has lost that in a restart)."""
+    """From a refusal of any term: that an entry is committed is true in all of them.
+
+    Without it a group could be stuck for ever: the one replica that must be asked has a longer log, but is no voter any
+    more and never campaigns, and the candidate that needs its vote for the old membership does not know that the
+    change is committed (it has lost that in a restart).
+    """
     log = core.log
-    if message.commit <= log.commit or not log.matches(index=message.commit, term=message.log_term):
+    if core.role == Role.LEADER or message.commit <= log.commit:
+        return
+    if not log.matches(index=message.commit, term=message.log_term):
         return
     log.commit_to(message.commit)
     if core.role != Role.FOLLOWER and log.has_unapplied_conf_change():

@@ -319,17 +319,19 @@ def start_transfer(core: Core, to_id: int) -> None:
         return
     lead.transfer_target = to_id
     core.election_elapsed = 0  # the time that the target has
-    progress.append_due = True
     lead.send_due = True
-    maybe_finish_transfer(core, to_id, progress)
+    if not maybe_finish_transfer(core, to_id, progress):
+        progress.append_due = True  # if it is not under way already, this brings to light what the target lacks
 
 
-def maybe_finish_transfer(core: Core, peer_id: int, progress: Progress) -> None:
+def maybe_finish_transfer(core: Core, peer_id: int, progress: Progress) -> bool:
     """Once the target has everything, it may campaign at once."""
     lead = leading(core)
-    if lead.transfer_target == peer_id and progress.match == core.log.last_index:
-        lead.timeout_now_sent = True
-        core.send(Message(MessageType.TIMEOUT_NOW, to_id=peer_id))
+    if lead.transfer_target != peer_id or progress.match != core.log.last_index:
+        return False
+    lead.timeout_now_sent = True
+    core.send(Message(MessageType.TIMEOUT_NOW, to_id=peer_id))
+    return True
 
 
 # -- membership

@@ -69,6 +69,9 @@ def _on_old_term(core: Core, message: Message) -> None:
         # A leader that we have left behind (by a campaign that nobody else joined) would never hear of our term, and
         # we take nothing from it: this makes it step down, and a new election bring us together (thesis, 4.2.3).
         core.send_durable(Message(MessageType.APPEND_REPLY, to_id=message.from_id, reject=True))
+    elif kind in VOTE_REPLIES and message.reject:
+        # Who refuses a pre-vote does not take over its term, so it may be behind in that for ever and still know more.
+        election.learn_commit(core, message)
 
 
 def _on_candidate(core: Core, message: Message) -> None:
