@@ -1,0 +1,16 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.storage.backends import Backend, LmdbBackend, MemoryBackend
+
+
+@pytest.fixture(params=["lmdb", "memory"])
+async def backend(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Backend]:
+    """A disk of each kind; its stores are closed at the end."""
+    found: Backend = LmdbBackend(tmp_path) if request.param == "lmdb" else MemoryBackend()
+    yield found
+    found.close()
