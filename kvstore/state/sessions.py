@@ -16,6 +16,7 @@ Called by: shard.py only.   Source: Raft thesis, 6.3; design of the sessions in 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
 import msgspec
@@ -191,7 +192,7 @@ class Sessions:
         if expired > self._expired_slice:
             self._expired_slice = expired
             self._expire(expired)
-        if self.answers + len(self.table) > self.limits.answers_max or self.answer_bytes > self.limits.answer_bytes_max:
+        if self._exceeds(self.limits.answers_max, self.limits.answer_bytes_max):
             self._evict()
         assert self.answers >= 0
         assert self.answer_bytes >= 0
@@ -216,24 +217,30 @@ class Sessions:
         """
         answers_keep = self.limits.answers_max - self.limits.answers_max // 8
         bytes_keep = self.limits.answer_bytes_max - self.limits.answer_bytes_max // 8
-        while self.answers + len(self.table) > answers_keep or self.answer_bytes > bytes_keep:
+        while self._exceeds(answers_keep, bytes_keep):
             at = min(self._filed)
             visited = self._filed.pop(at)
-            for issued_at, session_id, seq in self._items(visited, at):
-                if self.answers + len(self.table) <= answers_keep and self.answer_bytes <= bytes_keep:
-                    break
+            items = self._items(visited, at)
+            while items and self._exceeds(answers_keep, bytes_keep):
+                issued_at, session_id, seq = heappop(items)
                 session = self.table[session_id]
                 self.floor = max(self.floor, issued_at)
                 if seq != _EMPTY_SEQ:
                     self._drop(session_id, session, seq)
-                if not session.answers and session.newest <= self.floor:
-                    self._forget(session_id, session)
+                if not session.answers:
+                    if session.newest <= self.floor:
+                        self._forget(session_id, session)
+                    elif session.newest // SLICE_MS == at:
+                        heappush(items, (session.newest, session_id, _EMPTY_SEQ))
             for session_id in visited:
                 if (left := self.table.get(session_id)) is not None:
                     self._file(session_id, left, _oldest(left) // SLICE_MS)
 
+    def _exceeds(self, answers_max: int, answer_bytes_max: int) -> bool:
+        return self.answers + len(self.table) > answers_max or self.answer_bytes > answer_bytes_max
+
     def _items(self, session_ids: Mapping[bytes, None], at: int) -> list[tuple[int, bytes, int]]:
-        """What these sessions hold in slice `at`, in the order of eviction: (issued_at, session, seq)."""
+        """A heap of what these sessions hold in slice `at`, in the order of eviction: (issued_at, session, seq)."""
         items = []
         for session_id in session_ids:
             session = self.table[session_id]
@@ -242,7 +249,7 @@ class Sessions:
                     items.append((issued_at, session_id, seq))
             if not session.answers and session.newest // SLICE_MS == at:
                 items.append((session.newest, session_id, _EMPTY_SEQ))
-        items.sort()
+        heapify(items)
         return items
 
     def _drop(self, session_id: bytes, session: Session, seq: int) -> None:
