@@ -198,7 +198,10 @@ def _opened(file: str, mode: str) -> Iterator[IO[bytes]]:
 @click.option("--skip-bad", is_flag=True, help="Tell bad lines and go on; exit code 1 if there was one.")
 @kvctl_command
 async def import_command(target: Target, file: str, from_line: int, skip_bad: bool) -> None:
-    """Put every line of FILE (ndjson; - is standard input) into the keyspace."""
+    """Put every line of a file into the store.
+
+    FILE is ndjson; - is standard input.
+    """
     begun = time.monotonic()
     with _opened(file, "rb") as source:
         reader = Reader(source, "stdin" if file == "-" else file, from_line, skip_bad)
@@ -228,7 +231,10 @@ async def import_command(target: Target, file: str, from_line: int, skip_bad: bo
 async def export_command(
     target: Target, file: str, prefix: bytes | None, start: bytes | None, end: bytes | None
 ) -> None:
-    """Write the keyspace, or a range of it, to FILE (ndjson; - is standard output)."""
+    """Write the store, or a range, to a file.
+
+    FILE becomes ndjson; - is standard output.
+    """
     begun = time.monotonic()
     check_range(prefix=prefix, start=start, end=end)
     part = file if file == "-" else f"{file}.part"

@@ -7,6 +7,7 @@ Invariant: the JSON of `members`, `shards`, `routes` and `operators` is what the
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
@@ -48,7 +49,7 @@ def _key_text(row: Mapping[str, Any], name: str, *, empty: str) -> str:
 @click.command()
 @kvctl_command
 async def status(target: Target) -> None:
-    """Show how the cluster is: its nodes, and who leads each shard."""
+    """Show the nodes and who leads each shard."""
     async with Rest(target.endpoints, timeout=min(target.timeout, STATUS_SECONDS_MAX)) as rest:
         members = await _members_of(rest)
         views = await asyncio.gather(*(_view_of(rest, member) for member in members))
@@ -145,7 +146,7 @@ def _number(values: Any, name: str) -> int | None:
 @click.command()
 @kvctl_command
 async def members(target: Target) -> None:
-    """List the nodes of the cluster as gossip and the meta group know them."""
+    """List the nodes of the cluster."""
     async with _rest(target) as rest:
         content = await rest.get("/v1/members")
     if target.json:
@@ -171,7 +172,7 @@ async def members(target: Target) -> None:
 @click.command()
 @kvctl_command
 async def operators(target: Target) -> None:
-    """List the plans that the placement driver is carrying out."""
+    """List the placement driver's plans."""
     async with _rest(target) as rest:
         content = await rest.get("/v1/operators")
     if target.json:
@@ -194,7 +195,7 @@ async def operators(target: Target) -> None:
 @click.group(invoke_without_command=True)
 @click.pass_context
 def shards(context: click.Context) -> None:
-    """List the shards; with a subcommand, change one."""
+    """List the shards, or change one."""
     if context.invoked_subcommand is None:
         target = target_of(context)
         run(target, lambda: _list_shards(target))
@@ -246,7 +247,7 @@ async def transfer(target: Target, shard: int, to_node: str) -> None:
     """Let NODE lead SHARD. Writes go on; callers see no error."""
     async with _rest(target) as rest:
         answer = await rest.change("POST", f"/v1/shards/{shard}/transfer", {"node": to_node})
-    _done(target, answer, f"{to_node} is to lead shard {shard}")
+    _done(target, answer, f"{to_node} leads shard {shard}")
 
 
 def _done(target: Target, answer: Any, text: str) -> None:
@@ -262,7 +263,10 @@ def _done(target: Target, answer: Any, text: str) -> None:
 @click.command()
 @kvctl_command
 async def routes(target: Target) -> None:
-    """Show which node leads which range of keys, as clients learn it."""
+    """Show who leads which range of keys.
+
+    This is what clients learn.
+    """
     async with _rest(target) as rest:
         content = await rest.get("/v1/routes")
     if target.json:
@@ -302,7 +306,7 @@ async def node_remove(target: Target, name: str, yes: bool) -> None:
 
     A node that is only to be restarted needs nothing of the kind.
     """
-    if not yes and click.get_text_stream("stdin").isatty():
+    if not yes and sys.stdin.isatty():
         click.confirm(f"Remove {name} for good?", abort=True, err=True)
     async with _rest(target) as rest:
         answer = await rest.change("DELETE", f"/v1/members/{quote(name, safe='')}")

@@ -137,7 +137,10 @@ async def delete(target: Target, key: bytes) -> None:
 async def cas(
     target: Target, key: bytes, new: bytes, expected: bytes | None, absent: bool, revision: int | None
 ) -> None:
-    """Compare and set: store NEW under KEY if the condition holds. Exit code 4 when it does not."""
+    """Compare and set.
+
+    Stores NEW under KEY if the condition holds; exit code 4 when it does not.
+    """
     if (expected is not None) + absent + (revision is not None) != 1:
         raise click.UsageError("give exactly one of --expect, --absent and --revision")
     condition: dict[str, Any] = {"expected": expected} if expected is not None else {"revision": revision}
@@ -182,7 +185,10 @@ def _conflict(key: bytes, conflict: Conflict) -> CommandFailed:
 async def scan(
     target: Target, prefix: bytes | None, start: bytes | None, end: bytes | None, limit: int, reverse: bool
 ) -> None:
-    """List keys with their values, in bytewise order. kvctl export is the way to get all of a large range."""
+    """List keys with their values.
+
+    They come in bytewise order. kvctl export is the way to get all of a large range.
+    """
     check_range(prefix=prefix, start=start, end=end)
     async with target.client() as client:
         try:
@@ -213,7 +219,10 @@ async def scan(
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @kvctl_command
 async def delete_range(target: Target, prefix: bytes | None, start: bytes | None, end: bytes | None, yes: bool) -> None:
-    """Delete all keys of a range. It goes on in steps of up to 1,000 keys; each step is atomic, the whole is not."""
+    """Delete all keys of a range.
+
+    It goes on in steps of up to 1,000 keys; each step is atomic, the whole is not.
+    """
     if prefix is None and start is None and end is None:
         raise click.UsageError("name a range: --prefix, or --start and --end")
     check_range(prefix=prefix, start=start, end=end)

@@ -106,6 +106,9 @@ class Dev:
         assert node.exit_code is not None
         if self.stopping or self.told.is_set():
             return
+        self.pictures = [  # so that it is not told twice
+            NodeView(view.name, view.address, up=False) if view.name == node.name else view for view in self.pictures
+        ]
         self.view.say(f"{node.name} is down: {describe_exit(node.exit_code)}")
         if node.exit_code > 0 and node.last_words():
             self.view.say(f"  its last words: {node.last_words()}")
@@ -121,9 +124,8 @@ class Dev:
             self.view.show(pictures)
             if not told_what_to_try and all(node.up for node in pictures) and _led(pictures):
                 told_what_to_try = True
-                for line in what_to_try(self.nodes.all):
-                    self.view.say(line)
-            if all(node.exit_code is not None for node in self.nodes.all):
+                self.view.tell(what_to_try(self.nodes.all))
+            if not any(node.running for node in self.nodes.all) and not any(node.up for node in pictures):
                 self.view.say("every node has ended")
                 return
 

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,6 @@ class NodeProcess:
     command: tuple[str, ...]
     process: asyncio.subprocess.Process | None = None
     exit_code: int | None = None
-    started_at: float = field(default_factory=time.monotonic)
 
     @property
     def address(self) -> str:

@@ -25,7 +25,10 @@ SHARDS_SHOWN_MAX = 12
 
 class View(Protocol):
     def say(self, line: str) -> None:
-        """A line that stays."""
+        """Something happened; the line stays."""
+
+    def tell(self, lines: Sequence[str]) -> None:
+        """A text to be copied from; it stays too."""
 
     def show(self, views: Sequence[NodeView]) -> None:
         """The newest picture."""
@@ -38,6 +41,9 @@ class PlainView:
 
     def say(self, line: str) -> None:
         print(line, flush=True)
+
+    def tell(self, lines: Sequence[str]) -> None:
+        print(*lines, sep="\n", flush=True)
 
     def show(self, views: Sequence[NodeView]) -> None:
         pass
@@ -61,8 +67,12 @@ class LiveView:
     def say(self, line: str) -> None:
         from rich.text import Text
 
-        clock = time.strftime("%H:%M:%S")
-        self._live.console.print(Text(f"{clock}  {line}" if line else ""))
+        self._live.console.print(Text(f"{time.strftime('%H:%M:%S')}  {line}"), soft_wrap=True)
+
+    def tell(self, lines: Sequence[str]) -> None:
+        from rich.text import Text
+
+        self._live.console.print(Text("\n".join(lines)), soft_wrap=True)
 
     def show(self, views: Sequence[NodeView]) -> None:
         self._live.update(render(self._title, self._nodes, views), refresh=True)
@@ -98,14 +108,15 @@ def _node_table(nodes: Sequence[NodeProcess], views: Sequence[NodeView]) -> Tabl
 
     table = _new_table("NODE", "STATE", "PID", "ADDRESS", "LEADS", "UP FOR")
     for node, view in zip(nodes, views, strict=True):
-        if not node.running:
+        if not node.running and not view.up:
             ended = describe_exit(node.exit_code) if node.exit_code is not None else "not started"
             table.add_row(node.name, Text(f"down, {ended}", style="bold red"), "-", node.url, "-", "-")
             continue
-        state = Text("up", style="green") if view.up else Text(view.note or "starting", style="yellow")
+        up = "up" if node.running else "up, started by hand"
+        state = Text(up, style="green") if view.up else Text(view.note or "starting", style="yellow")
         leads = ", ".join(str(shard) for shard in view.leads[:SHARDS_SHOWN_MAX]) or "-"
-        up_for = duration_text(time.monotonic() - node.started_at)
-        table.add_row(node.name, state, str(node.pid), node.url, leads, up_for)
+        pid = str(node.pid) if node.running else "-"
+        table.add_row(node.name, state, pid, node.url, leads, duration_text(view.uptime_seconds))
     return table
 
 
@@ -145,14 +156,14 @@ def what_to_try(nodes: Sequence[NodeProcess]) -> list[str]:
     """Commands that work as they are printed, in another terminal."""
     kvctl = kvctl_path()
     first, last = nodes[0], nodes[-1]
-    standard = len(nodes) <= 3 and first.port == 7001
-    kvctl += "" if standard else f" --endpoints {first.url}"
+    standard = first.port == 7001
     return [
         "",
         "The cluster is up. In another terminal, try:",
         "",
         f"  curl -X PUT --data-binary hello {first.url}/v1/kv/default/greeting",
         f"  curl {last.url}/v1/kv/default/greeting",
+        *([] if standard else [f"  export KVCTL_ENDPOINTS={','.join(node.url for node in nodes)}"]),
         f"  {kvctl} put fruit apple",
         f"  {kvctl} get fruit",
         f"  {kvctl} status",
@@ -166,6 +177,8 @@ def what_to_try(nodes: Sequence[NodeProcess]) -> list[str]:
         '      kv.put(b"fruit", b"pear")',
         '      print(kv.get(b"fruit"))',
         "",
-        f"Logs: {first.log.parent}/*.log    OpenAPI: {first.url}/openapi.json    Metrics: {first.url}/metrics",
+        f"Logs     {first.log.parent}/*.log",
+        f"OpenAPI  {first.url}/openapi.json",
+        f"Metrics  {first.url}/metrics",
         "",
     ]

@@ -96,7 +96,7 @@ def changes(before: Sequence[NodeView], after: Sequence[NodeView]) -> list[str]:
         if node.up and not was_up.get(node.name, False):
             lines.append(f"{node.name} is up at http://{node.address}")
         elif not node.up and was_up.get(node.name, False):
-            lines.append(f"{node.name} does not answer" + (f": {node.note}" if node.note else ""))
+            lines.append(f"{node.name} does not answer")
     led = {shard.id: shard for shard in shard_views(before)}
     for shard in shard_views(after):
         old = led.get(shard.id)

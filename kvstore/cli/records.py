@@ -36,7 +36,7 @@ def decode_line(line: bytes) -> tuple[bytes, bytes]:
     """One line of an import. Raises BadLine."""
     try:
         fields = _decode(line)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadLine(str(error)) from None
     key, value = fields.key, fields.value
     if key is not None and value is not None and fields.key_base64 is None and fields.value_base64 is None:

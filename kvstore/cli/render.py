@@ -56,8 +56,14 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[Any]], *, empty
         table.add_column(heading.lstrip(">"), justify="right" if heading.startswith(">") else "left", overflow="fold")
     for line in lines:
         table.add_row(*(Text(text, style=_style(text)) for text in line))
-    console = Console(width=None if sys.stdout.isatty() else WIDE)
-    console.print(table)
+    if sys.stdout.isatty():
+        Console().print(table)
+        return
+    console = Console(width=WIDE, color_system=None)
+    with console.capture() as capture:
+        console.print(table)
+    for row in capture.get().splitlines():
+        click.echo(row.rstrip())
 
 
 def _cell(value: Any) -> str:

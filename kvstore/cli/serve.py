@@ -9,14 +9,13 @@ Exit codes: 0 stopped as told, 1 a fatal error while running, 2 refused to start
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -87,35 +86,35 @@ async def run_node(settings: ServeSettings) -> int:
     node = Node(settings.config)
     stop = asyncio.Event()
     _on_signals(stop)
-    starting = asyncio.ensure_future(node.start())
-    told = asyncio.ensure_future(stop.wait())
+    told = asyncio.create_task(stop.wait(), name="told-to-stop")
+    starting = asyncio.create_task(node.start(), name="start")
     try:
-        await asyncio.wait([starting, told], return_when=asyncio.FIRST_COMPLETED)
-        if not starting.done():
-            log.info("told to stop while starting")
-            starting.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await starting
+        await _first_of(starting, told, node.fatal)
+        if node.fatal.done():
+            _die(node.fatal.result())
+        if starting.done():
+            starting.result()
+            log.info("serving", extra={"address": settings.config.advertise_address})
+            await _first_of(told, node.fatal)
+            if node.fatal.done():
+                _die(node.fatal.result())
             await node.stop()
-            return 0
-        starting.result()
-        log.info("serving", extra={"address": settings.config.advertise_address})
-        ended = asyncio.ensure_future(node.wait_stopped())
-        await asyncio.wait([node.fatal, ended, told], return_when=asyncio.FIRST_COMPLETED)
-        if node.fatal.done() and not node.fatal.cancelled():
-            return _died(node.fatal)
-        await node.stop()
-        await ended
+        else:
+            starting.cancel()  # which undoes what it began
+            await asyncio.wait([starting])
         log.info("stopped")
         return 0
     finally:
         told.cancel()
 
 
-def _died(fatal: asyncio.Future[Any]) -> int:
+async def _first_of(*futures: asyncio.Future[Any]) -> None:
+    await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+
+
+def _die(error: BaseException) -> NoReturn:
     """A failed fsync or a broken invariant: end now, without a farewell that might write more."""
-    error = fatal.exception() or fatal.result()
-    log.critical("fatal: the node ends now", exc_info=error if isinstance(error, BaseException) else None)
+    log.critical("fatal, the node ends now", exc_info=error)
     logging.shutdown()
     os._exit(1)
 
