@@ -2,7 +2,8 @@
 
 A scan or delete-range command stays inside one shard. So a page asks for the piece of the range that lies in the
 first shard (in reverse: the last), with the piece's own bounds: if the shard has become smaller meanwhile, it refuses
-(STALE_ROUTE) rather than answer for less than was asked, and the page is planned again from the new routes.
+(STALE_ROUTE) rather than answer for less than was asked, and the page is planned again from the new routes. Where the
+piece has no upper bound to give, `Piece.exact` finds out.
 
 Invariant: pages joined in order cover [start, end) once, without gap or overlap, whatever splits and merges happen.
 Invariant: a cursor only moves inside the range that its request names.
@@ -33,6 +34,24 @@ class Span:
         return bool(self.end) and self.start >= self.end
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A span inside one shard, as it was planned; shard 0 = the routes do not tell."""
+
+    span: Span
+    shard: int = 0
+    version: int = 0
+
+    def exact(self, now: Piece) -> bool:
+        """Whether an answer covered the whole piece, `now` being planned from the routes after the answer.
+
+        A bound that is given is checked by the shard. An end of b"" means the shard's own end: if the routes have
+        changed since the plan, that may have been the end of a shard that had just been split. (Routes only move
+        forward, so the same version before and after is the version that answered.)
+        """
+        return bool(self.span.end) or (self.shard, self.version) == (now.shard, now.version)
+
+
 def prefix_end(prefix: bytes) -> bytes:
     """The smallest key behind all keys with the prefix; b"" when there is none (empty or all 0xff)."""
     stripped = prefix.rstrip(b"\xff")
@@ -41,34 +60,34 @@ def prefix_end(prefix: bytes) -> bytes:
     return stripped[:-1] + bytes((stripped[-1] + 1,))
 
 
-def piece_of(span: Span, routes: Sequence[Route], *, reverse: bool) -> Span:
+def piece_of(span: Span, routes: Sequence[Route], *, reverse: bool) -> Piece:
     """The part of a span that the next page takes: what lies in its first shard, in reverse its last."""
     if reverse:
         for route in reversed(routes):
             if span.end and route.start >= span.end:
                 continue
             if route.end and (not span.end or route.end < span.end):  # a gap: the last shard is not known yet
-                return Span(start=max(span.start, route.end), end=span.end)
-            return Span(start=max(span.start, route.start), end=span.end)
+                return Piece(span=Span(start=max(span.start, route.end), end=span.end))
+            return Piece(Span(start=max(span.start, route.start), end=span.end), route.id, route.version)
     else:
         for route in routes:
             if route.end and span.start >= route.end:
                 continue
             if route.start > span.start:  # a gap: the first shard is not known yet
-                return Span(start=span.start, end=_lower(span.end, route.start))
-            return Span(start=span.start, end=_lower(span.end, route.end))
-    return span  # no routes are known yet: the router will say what is the matter
+                return Piece(Span(start=span.start, end=_lower(span.end, route.start)))
+            return Piece(Span(start=span.start, end=_lower(span.end, route.end)), route.id, route.version)
+    return Piece(span)  # no routes are known yet: the router will say what is the matter
 
 
-def rest_of(span: Span, piece: Span, cursor: bytes | None, *, reverse: bool) -> Span | None:
+def rest_of(span: Span, piece: Piece, cursor: bytes | None, *, reverse: bool) -> Span | None:
     """What is left of the span when `cursor` (None = all done) came back for the piece."""
     if reverse:
-        end = piece.start if cursor is None else cursor
+        end = piece.span.start if cursor is None else cursor
         return Span(start=span.start, end=end) if end > span.start else None
-    start = piece.end if cursor is None else cursor
-    if cursor is None and (not piece.end or piece.end == span.end):
-        return None
-    return Span(start=start, end=span.end)
+    end = piece.span.end
+    if cursor is not None:
+        return Span(start=cursor, end=span.end)
+    return None if not end or end == span.end else Span(start=end, end=span.end)
 
 
 def encode_cursor(rest: Span | None, *, reverse: bool) -> str | None:

@@ -36,6 +36,7 @@ RANGE_PARAMETERS = frozenset({"prefix", "start", "end", "limit", "cursor", "time
 SCAN_PARAMETERS = RANGE_PARAMETERS | {"reverse", "consistency", "max_staleness_ms"}
 DELETE_PARAMETERS = RANGE_PARAMETERS | {"all"}
 
+FIRST_KEY = b"\0"  # no key is before it; unlike b"" it can be in a cursor
 _REPLANS_MAX = 3  # a page is planned anew when its shard has split or merged meanwhile
 _REPLAN_SECONDS = 0.02  # gives the news time to arrive here
 
@@ -108,7 +109,7 @@ class RangeEndpoint:
         """(page, what is left, applied index, age in ms)."""
         for attempt in itertools.count():
             piece = piece_of(span, self._routes(keyspace), reverse=reverse)
-            scan = Scan(0, piece.start, piece.end, limit, self._limits.scan_bytes_max, reverse)
+            scan = Scan(0, piece.span.start, piece.span.end, limit, self._limits.scan_bytes_max, reverse)
             try:
                 results, applied, age_ms = await self._router.query(
                     keyspace, [scan], timeout_ms=_left_ms(deadline), max_staleness_ms=staleness
@@ -118,6 +119,9 @@ class RangeEndpoint:
                 await _replan(attempt, deadline, error)
                 continue
             assert type(page) is Page, f"a scan was answered by {type(page).__name__}"
+            if not piece.exact(piece_of(span, self._routes(keyspace), reverse=reverse)):
+                await _replan(attempt, deadline, StaleRoute())
+                continue
             return page, rest_of(span, piece, page.cursor, reverse=reverse), applied, age_ms
         raise AssertionError("unreachable")
 
@@ -130,7 +134,7 @@ class RangeEndpoint:
             try:
                 results = await self._router.execute(
                     keyspace,
-                    [DeleteRange(session.seq, piece.start, piece.end, limit)],
+                    [DeleteRange(session.seq, piece.span.start, piece.span.end, limit)],
                     timeout_ms=_left_ms(deadline),
                     session=session.id,
                     low=session.low,
@@ -141,6 +145,8 @@ class RangeEndpoint:
                 await _replan(attempt, deadline, error)
                 continue
             assert type(result) is RangeDeleted, f"a delete-range was answered by {type(result).__name__}"
+            if not piece.exact(piece_of(span, self._routes(keyspace), reverse=False)):
+                return result, Span(start=span.start or FIRST_KEY, end=span.end)  # look through all of it once more
             return result, rest_of(span, piece, result.cursor, reverse=False)
         raise AssertionError("unreachable")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 from aiohttp import web
+from yarl import URL
 
 from kvstore.api.app import build_app
 from kvstore.api.server import ApiRunner
@@ -37,9 +39,17 @@ class Served:
 
     async def call(self, method: str, path: str, **options: Any) -> tuple[aiohttp.ClientResponse, bytes]:
         """A request whose path goes out as written."""
-        url = aiohttp.client.URL(self.url + path, encoded=True)
+        url = URL(self.url + path, encoded=True)
         async with self.http.request(method, url, **options) as response:
             return response, await response.read()
+
+    async def problem(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        """The problem document of a request that is refused."""
+        response, body = await self.call(method, path, **options)
+        assert response.content_type == "application/problem+json", (response.status, body)
+        document: dict[str, Any] = json.loads(body)
+        assert document["status"] == response.status
+        return document
 
     async def raw(self, data: bytes, *, wait: float = 5.0) -> bytes:
         """Send bytes on a connection of their own; everything that comes back until it is closed."""

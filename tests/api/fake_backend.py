@@ -7,6 +7,7 @@ the plainest way, so that it serves as an oracle too. What a test wants to go wr
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -49,12 +50,14 @@ class DictShards:
         self.revision = 0
         self.answers: dict[tuple[bytes, int], Result] = {}
         self.bounds: list[tuple[bytes, bytes]] = []
+        self.version = 0
         self.cut(cuts)
 
     def cut(self, cuts: Sequence[bytes]) -> None:
         """Shards [b"", cuts[0]), [cuts[0], cuts[1]), ..."""
         edges = [b"", *cuts, b""]
-        self.bounds = list(zip(edges[:-1], edges[1:], strict=True))
+        self.version += 1
+        self.bounds = list(itertools.pairwise(edges))
 
     def shard_of(self, key: bytes) -> int:
         return next(i for i, (start, end) in enumerate(self.bounds) if start <= key and (not end or key < end))
@@ -161,7 +164,8 @@ class FakeRouter:
     def __init__(self, *, limits: Limits | None = None, cuts: Sequence[bytes] = ()) -> None:
         self.limits = limits or Limits()
         self.state = DictShards(cuts)
-        self.known_bounds: list[tuple[bytes, bytes]] | None = None  # routes older than the truth
+        self.known = (self.state.version, self.state.bounds)  # what the routes say; may be older than the truth
+        self.on_call: Callable[[], None] = lambda: None  # when an operation arrives
         self.refuse: Callable[[Mutate | Read], Refused | None] = lambda frame: None
         self.fail: BaseException | None = None  # raised by execute and query
         self.hold = False  # stream requests wait for `release`
@@ -244,6 +248,8 @@ class FakeRouter:
 
     def _call(self, keyspace: str, operations: Sequence[Any], **rest: Any) -> None:
         self.calls.append({"keyspace": keyspace, "operations": operations, **rest})
+        self.on_call()
+        self.known = (self.state.version, self.state.bounds)  # who asks with an old version is taught the new one
         if self.fail is not None:
             raise self.fail
         if keyspace != "default":
@@ -252,16 +258,15 @@ class FakeRouter:
     def _moved(self, results: list[Result]) -> list[Result]:
         """As the real router: a stale route has been followed, and what is stale still is told."""
         if results == [STALE]:
-            self.known_bounds = None  # the refusal taught the new descriptors
             raise StaleRoute
         return results
 
     # -- what there is
 
     def routes(self) -> tuple[int, dict[str, int], list[Route]]:
-        bounds = self.known_bounds or self.state.bounds
+        version, bounds = self.known
         routes = [
-            Route(2 + i, 1, start, end, 1, 1, 5, "n1", "127.0.0.1:7001", (("n1", "127.0.0.1:7001", 1),))
+            Route(2 + i, 1, start, end, version, 1, 5, "n1", "127.0.0.1:7001", (("n1", "127.0.0.1:7001", 1),))
             for i, (start, end) in enumerate(bounds)
         ]
         return 3, {"default": 1}, routes
