@@ -11,6 +11,7 @@ Called by: peer_link, which owns the task that `run` is in.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ from kvstore.transport.frames import (
 from kvstore.transport.hello import Fault, HelloError, WebSocket, fault_of, refuse
 from kvstore.transport.protocol import GroupMessage, PeerHandler, PeerHello
 from kvstore.transport.settings import TransportSettings
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -90,7 +93,12 @@ class PeerConnection:
             return False
         sizes = [message_bytes_max(one.message) for one in messages]
         size = sum(sizes)
-        if self.queued_bytes + size > self._settings.queue_bytes_max or max(sizes, default=0) > PEER_MESSAGE_BYTES_MAX:
+        if max(sizes, default=0) > PEER_MESSAGE_BYTES_MAX:
+            # Raft would repeat it for ever: somebody let an entry grow beyond base.limits.
+            log.error("a message of more than %d bytes for %s can't be sent", PEER_MESSAGE_BYTES_MAX, self.hello.name)
+            stats.messages_dropped += len(messages)
+            return False
+        if self.queued_bytes + size > self._settings.queue_bytes_max:
             stats.messages_dropped += len(messages)
             return False
         if size <= self._settings.coalesce_bytes_max and len(messages) <= FRAME_MESSAGES_MAX:

@@ -32,7 +32,7 @@ PART_BYTES_MAX = 256 * KIB  # of one WebSocket message: what a stranger can make
 WEBSOCKET_BYTES_MAX = PART_BYTES_MAX + KIB  # the limit given to the WebSocket library, with room for a part's head
 FRAME_MESSAGES_MAX = 65_536
 REMOVED_MAX = 65_536
-ENTRIES_MAX = 1 << 20  # of one message: more than fit into PEER_MESSAGE_BYTES_MAX with any payload worth sending
+ENTRIES_MAX = 1 << 18  # of one frame: an APPEND of 1 MiB has that many only if its payloads have 4 bytes each
 CONTEXT_BYTES_MAX = 4 * KIB  # of a read or a heartbeat
 REPLICAS_MAX = 1_024  # in one half of a configuration
 
@@ -117,7 +117,10 @@ _decode_version = msgspec.msgpack.Decoder(_WireVersion).decode
 
 
 def message_bytes_max(message: Message) -> int:
-    """An upper bound of the message's encoded size, cheap enough for every send."""
+    """An upper bound of the message's encoded size, cheap enough for every send; above PEER_MESSAGE_BYTES_MAX = it
+    can't be sent."""
+    if len(message.entries) > ENTRIES_MAX:
+        return PEER_MESSAGE_BYTES_MAX + 1
     size = 160 + len(message.context)
     for entry in message.entries:
         size += len(entry.data) + 30
@@ -142,6 +145,8 @@ def decode(data: bytes) -> Frame:
         raise FrameError(_why_undecodable(data, error)) from None
     if frame.version != FRAME_VERSION:
         raise FrameError(f"frame version {frame.version}; this node speaks {FRAME_VERSION}")
+    if sum([len(wire.payloads) for wire in frame.messages]) > ENTRIES_MAX:
+        raise FrameError(f"a frame with more than {ENTRIES_MAX} entries")
     return Frame([GroupMessage(wire.group, _message(wire)) for wire in frame.messages], frame.removed)
 
 

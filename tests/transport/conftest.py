@@ -1,4 +1,4 @@
-"""No test here may leave a task, a timer of ours or a socket behind."""
+"""No test with connections may leave a task or a socket behind; its module asks for `nothing_left_behind`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 async def nothing_left_behind() -> AsyncIterator[None]:
     """Also turns whatever reaches the loop's exception handler into a failure of the test."""
     loop = asyncio.get_running_loop()

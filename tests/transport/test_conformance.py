@@ -20,6 +20,8 @@ from kvstore.transport.protocol import GroupMessage, PeerTransport, SnapshotRefu
 from raft.types import ConfState, Entry, EntryKind, Message, MessageType, SnapshotMeta
 from tests.transport.rig import CLUSTER, FAST, IDS, Node, Recorder, append, heartbeat
 
+pytestmark = pytest.mark.usefixtures("nothing_left_behind")
+
 
 class World(ABC):
     """Three nodes. `killed` ones do not say goodbye; `boot` counts starts."""

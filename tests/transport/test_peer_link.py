@@ -10,6 +10,8 @@ import pytest
 
 from tests.transport.rig import Node, append, connect, heartbeat, introduce, stop_all
 
+pytestmark = pytest.mark.usefixtures("nothing_left_behind")
+
 
 @pytest.fixture
 async def pair() -> AsyncIterator[tuple[Node, Node]]:

@@ -18,6 +18,8 @@ from kvstore.transport.snapshot_stream import SnapshotReceiver
 from tests.transport.proxy import Proxy
 from tests.transport.rig import FAST, Node, connect, stop_all
 
+pytestmark = pytest.mark.usefixtures("nothing_left_behind")
+
 HEADER = b"group 7 at 100"
 
 
