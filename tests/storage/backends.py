@@ -102,7 +102,8 @@ class LmdbBackend(Backend):
         for store in self._open:
             name = "log" if isinstance(store, LmdbLogStore) else "state"
             (following / name).mkdir(parents=True)
-            store._env.copy(str(following / name))
+            # Compacting copies take no write lock; the thread may hold it while it waits for the loop's grant.
+            store._env.copy(str(following / name), compact=True)
         self.close()
         self._life += 1
 
