@@ -247,9 +247,7 @@ class RawNode:
         elif after_append:
             messages += after_append  # all that they speak of is durable already
             after_append = []
-        read_states = core.read_states
-        if read_states:
-            core.read_states = []
+        read_states, core.read_states = core.read_states, []
         told = (core.role, core.term, core.leader_id)
         role_changed = told != self._told
         self._told = told
