@@ -411,7 +411,8 @@ def test_figure_8() -> None:
     assert cluster[5].log.term(2) == 2
     _run(
         environment,
-        "crash 1\nrestart 1\nprocess 1\ncampaign 1\nstabilize 1 2 3 4\ncampaign 1\nprocess 1\ndeliver to=2,3,4 type=VOTE",
+        "crash 1\nrestart 1\nprocess 1\ncampaign 1\nstabilize 1 2 3 4\ncampaign 1\nprocess 1\n"
+        "deliver to=2,3,4 type=VOTE",
     )
     _run(environment, "process 2\nprocess 3\nprocess 4\ndeliver to=1\nprocess 1")
     assert (cluster[1].node.role, cluster[1].node.term) == (Role.LEADER, 3)

@@ -23,10 +23,10 @@ from dataclasses import fields, replace
 from typing import Any
 
 from raft import (
-    Config,
     ConfChange,
     ConfChangeKind,
     ConfChangeSingle,
+    Config,
     ConfState,
     ConfTransition,
     Message,
