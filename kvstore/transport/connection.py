@@ -78,10 +78,15 @@ class PeerConnection:
         self._stopped: asyncio.Future[None] = loop.create_future()
         self._ended: asyncio.Future[None] = loop.create_future()
         self._open = True
-        self._sent = False  # since the last beat
+        self._sent = False  # something else than a beat, since the last one
         self._heard = True
         self._silent_beats = 0
         self._beat_due = False
+
+    @property
+    def open(self) -> bool:
+        """False from the first sign of its end, while it still says goodbye."""
+        return self._open
 
     # -- towards the peer
 
@@ -214,7 +219,6 @@ class PeerConnection:
                     self._writer_waits = self._loop.create_future()
                     await self._writer_waits
                 frame = self._next_frame()
-                self._sent = True
                 for part in cut(frame):
                     await send_bytes(part)
         except (ConnectionError, aiohttp.ClientError):
@@ -233,6 +237,7 @@ class PeerConnection:
             size += added
             messages += some
         removed, self._removed = self._removed, []
+        self._sent = self._sent or bool(messages) or bool(removed)
         self._beat_due = False
         self.queued_bytes -= size
         frame = encode(messages, removed)

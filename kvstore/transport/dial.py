@@ -57,6 +57,7 @@ async def dial(
     session = aiohttp.ClientSession(
         connector=connector, cookie_jar=aiohttp.DummyCookieJar(), timeout=aiohttp.ClientTimeout(total=None)
     )
+    websocket: aiohttp.ClientWebSocketResponse | None = None
     try:
         try:
             async with asyncio.timeout(settings.hello_seconds_max):
@@ -80,6 +81,8 @@ async def dial(
         yield Dialed(websocket, hello, sockets)
     finally:
         _shut(sockets)
+        if websocket is not None:
+            await websocket.close()  # without a socket it only lets go of the connection
         await session.close()
 
 

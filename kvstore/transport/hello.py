@@ -22,7 +22,7 @@ import asyncio
 import hashlib
 import hmac
 import secrets as random_source
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 
@@ -186,9 +186,17 @@ async def greet_as_dialer(
 
 
 async def greet_as_listener(
-    socket: WebSocket, identity: Identity, secrets: Sequence[bytes], *, purpose: Purpose
+    socket: WebSocket,
+    identity: Identity,
+    secrets: Sequence[bytes],
+    *,
+    purpose: Purpose,
+    admit: Callable[[PeerHello], None],
 ) -> PeerHello:
-    """Open as the side that was connected to. Raises as `greet_as_dialer` does."""
+    """Open as the side that was connected to; `admit` may refuse, by HelloError, a dialer that has proved itself.
+
+    Raises as `greet_as_dialer` does.
+    """
     theirs = await _receive(socket)
     hello, asked = decode_greeting(theirs)
     check_hello(hello, identity, expected="")
@@ -199,6 +207,7 @@ async def greet_as_listener(
     mine = encode_greeting(_hello(identity, to_node=hello.node), purpose, random_source.token_bytes(NONCE_BYTES))
     await socket.send_bytes(mine)
     check_proof(await _receive(socket), secrets, b"dialer", theirs, mine)
+    admit(hello)
     await socket.send_bytes(prove(secrets[0], b"listener", theirs, mine) if secrets else b"")
     return hello
 

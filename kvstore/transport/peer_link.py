@@ -18,6 +18,7 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -139,7 +140,7 @@ class WebSocketTransport:
 
     def connected(self, node: str) -> bool:
         peer = self._peers.get(node)
-        return peer is not None and peer.connection is not None
+        return peer is not None and peer.connection is not None and peer.connection.open
 
     def stats(self) -> dict[str, LinkStats]:
         """Per node id; live objects, for reading only."""
@@ -328,16 +329,9 @@ class WebSocketTransport:
         self._greetings[task] = request
         try:
             async with asyncio.timeout(self._settings.hello_seconds_max):
-                hello = await greet_as_listener(websocket, self._identity, self._secrets, purpose=purpose)
-            if self._closed:
-                raise HelloError(Fault.LEAVING, "the node stops")
-            if (
-                purpose is Purpose.RAFT
-                and hello.node not in self._peers
-                and len(self._peers) >= self._settings.peers_max
-            ):
-                raise HelloError(Fault.BUSY, "too many peers")
-            return hello
+                return await greet_as_listener(
+                    websocket, self._identity, self._secrets, purpose=purpose, admit=partial(self._admit, purpose)
+                )
         except TimeoutError:
             refusal = HelloError(Fault.TOO_SLOW, "the hello took too long")
         except HelloError as error:
@@ -350,6 +344,14 @@ class WebSocketTransport:
         if not refusal.remote:
             await refuse(websocket, refusal.fault, refusal.text, seconds_max=self._settings.farewell_seconds_max)
         return None
+
+    def _admit(self, purpose: Purpose, hello: PeerHello) -> None:
+        """The last check of a node that has proved who it is. Raises HelloError."""
+        if self._closed:
+            raise HelloError(Fault.LEAVING, "the node stops")
+        stranger = purpose is Purpose.RAFT and hello.node not in self._peers
+        if stranger and len(self._peers) >= self._settings.peers_max:
+            raise HelloError(Fault.BUSY, "too many peers")
 
     async def _carry(self, websocket: WebSocket, hello: PeerHello, cut: Callable[[], None]) -> None:
         """Let the connection count, and run it to its end."""
