@@ -64,12 +64,12 @@ def from_error(error: KVError, *, reading: bool = False) -> CommandFailed:
     return CommandFailed(error.code.name, error.message, hint=CODES[error.code].hint, exit_code=exit_code)
 
 
-def from_problem(status: int, problem: dict[str, Any]) -> CommandFailed:
-    """The REST API's problem details (RFC 9457, with a stable `code`)."""
+def from_problem(status: int, problem: dict[str, Any], *, reading: bool) -> CommandFailed:
+    """The REST API's problem details (RFC 9457, with a stable `code`); others' error pages, too."""
     name = str(problem.get("code", f"HTTP_{status}"))
     message = str(problem.get("detail") or problem.get("title") or f"HTTP status {status}")
     if name not in Code.__members__:
-        return CommandFailed(name, message, exit_code=UNKNOWN if status >= 500 else FAILED)
+        return CommandFailed(name, message, exit_code=UNKNOWN if status >= 500 and not reading else FAILED)
     definite = problem.get("definite")
     error = ERRORS[Code[name]](message, definite=definite if isinstance(definite, bool) else None)
-    return from_error(error)
+    return from_error(error, reading=reading)

@@ -60,7 +60,7 @@ class Rest:
         assert self._session is not None, "use it as a context manager"
         try:
             async with self._session.get(endpoint + path) as response:
-                return await _answer(response)
+                return await _answer(response, reading=True)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise NotReached(describe(error)) from None
 
@@ -75,7 +75,7 @@ class Rest:
                     data=None if body is None else orjson.dumps(body),
                     headers={} if body is None else {"Content-Type": "application/json"},
                 ) as response:
-                    return await _answer(response)
+                    return await _answer(response, reading=False)
             except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
                 continue  # never connected: certainly not sent
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -88,7 +88,7 @@ class Rest:
         raise unreachable(self.endpoints)
 
 
-async def _answer(response: aiohttp.ClientResponse) -> Any:
+async def _answer(response: aiohttp.ClientResponse, *, reading: bool) -> Any:
     data = await response.read()
     try:
         content = orjson.loads(data) if data else None
@@ -96,7 +96,7 @@ async def _answer(response: aiohttp.ClientResponse) -> Any:
         content = None
     if response.status < 400:
         return content
-    raise failure.from_problem(response.status, content if isinstance(content, dict) else {})
+    raise failure.from_problem(response.status, content if isinstance(content, dict) else {}, reading=reading)
 
 
 def unreachable(endpoints: tuple[str, ...]) -> CommandFailed:
