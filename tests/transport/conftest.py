@@ -1,11 +1,26 @@
-"""No test with connections may leave a task or a socket behind; its module asks for `nothing_left_behind`."""
+"""No test with connections may leave a task or a socket behind; its module asks for `nothing_left_behind`.
+
+Tests of real connections run on both loops that the transport must work on.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 
 import pytest
+import uvloop
+
+ON_BOTH_LOOPS = ("test_conformance", "test_peer_link", "test_snapshot_stream")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """The node's own loop (uvloop) and the standard one."""
+    factories: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
+    if item.path.stem in ON_BOTH_LOOPS:
+        factories["uvloop"] = uvloop.new_event_loop
+    return factories
 
 
 @pytest.fixture
