@@ -30,6 +30,7 @@ from kvstore.base.stream import (
     Pong,
     Read,
     Reply,
+    Request,
     Results,
     Routes,
     Welcome,
@@ -45,7 +46,7 @@ def stamp() -> int:
     return time.time_ns() // 1_000_000
 
 
-def answer(frame: object, routes: list[Route]) -> Reply:
+def answer(frame: Request, routes: list[Route]) -> Reply:
     if isinstance(frame, Mutate):
         return Results(frame.id, stamp(), [7] * len(msgspec.msgpack.decode(frame.operations)))
     if isinstance(frame, Read):

@@ -55,7 +55,7 @@ from kvstore.client.batch import (
 )
 from kvstore.client.connection import Connector, WebSocketConnector, parse_endpoints
 from kvstore.client.dispatcher import Dispatcher, StaleAnswer
-from kvstore.client.keys import Key, Value, range_of, to_bytes
+from kvstore.client.keys import Key, Pairs, Value, range_of, to_bytes
 from kvstore.client.pending import MUTATION, DeleteSpan, KeySet, Pending, ScanSpan, Shape
 
 TIMEOUT_SECONDS = 5.0
@@ -280,9 +280,7 @@ class Client:
         results = await self._many(submit())
         return [_value_of(result) for result in results]
 
-    async def put_many(
-        self, items: Mapping[Key, Value] | Iterable[tuple[Key, Value]], *, timeout: float | None = None
-    ) -> list[int | KVError]:
+    async def put_many(self, items: Pairs, *, timeout: float | None = None) -> list[int | KVError]:
         """Each put is on its own. One result an item, in their order: the revision, or the error of that item.
         The timeout is for each of them; the iterable is read as far as there is room for more."""
         pairs: Iterable[tuple[Key, Value]] = items.items() if isinstance(items, Mapping) else items
@@ -473,11 +471,12 @@ class Client:
         under_way: deque[tuple[asyncio.Future[Any], int]] = deque()
         results: list[Any] = []
         size = 0
+        window = max(1, min(MANY_WINDOW, self._waiting_max // 2))
         try:
             for future, size_one in submitting:
                 under_way.append((future, size_one))
                 size += size_one
-                while len(under_way) >= MANY_WINDOW or size > MANY_BYTES:
+                while len(under_way) >= window or size > MANY_BYTES:
                     size -= under_way[0][1]
                     results.append(await _outcome(under_way[0][0]))
                     under_way.popleft()
@@ -517,7 +516,7 @@ class Client:
             return
         self._loop.call_exception_handler({"message": "the client failed", "exception": error, "task": task})
         if self._dispatcher is not None and not self._dispatcher.closed:
-            self._dispatcher.close(Unavailable(f"the client failed: {error!r}"))
+            self._dispatcher.abandon(Unavailable(f"the client failed: {error!r}"))
 
 
 async def _outcome(future: asyncio.Future[Any]) -> Any:

@@ -116,6 +116,18 @@ class Dispatcher:
 
     def close(self, error: KVError) -> None:
         """Ends every operation. The owner cancels the tasks."""
+        for pending in self._stop():
+            self.fail(pending, error)
+        assert self.waiting == 0
+
+    def abandon(self, error: KVError) -> None:
+        """As `close`, after an error of our own: the books may be wrong, but no caller may be left waiting."""
+        for pending in self._stop():
+            if not pending.future.done():
+                pending.future.set_exception(final_error(error, uncertain=pending.uncertain))
+
+    def _stop(self) -> list[Pending]:
+        """No more connections, no more timers; all operations, wherever they are."""
         self.closed = True
         if self._sweeper is not None:
             self._sweeper.cancel()
@@ -133,9 +145,7 @@ class Dispatcher:
             for flight in list(link.flights.values()):
                 link.discard(flight)
                 doomed += self._doubt(flight)
-        for pending in doomed:
-            self.fail(pending, error)
-        assert self.waiting == 0
+        return doomed
 
     # -- placing (the batcher's Placer)
     def place(self, route: Route, pendings: list[Pending], mode: int, now: float) -> Link | None:
@@ -335,10 +345,8 @@ class Dispatcher:
 
     def on_lost(self, link: Link, flights: list[Flight], error: KVError) -> None:
         self.nodes.on_lost(link)
+        assert not self.closed or not flights
         if self.closed:
-            for flight in flights:
-                for pending in self._doubt(flight):
-                    self.fail(pending, error)
             return
         lost = [pending for flight in flights for pending in self._doubt(flight)]
         queued, link.queued = link.queued, []
@@ -425,8 +433,7 @@ class Dispatcher:
         next_at = min(next_at, at)
         if next_at < float("inf"):
             self._arm_sweep(max(next_at, now + SWEEP_SECONDS_MIN))
-        if self.waiting:
-            self._keeper.refresh_if_old()
+        self._keeper.refresh_if_old()  # here, because there is no sweep while the client is idle
 
     def _sweep_list(self, pendings: list[Pending], now: float) -> tuple[list[Pending], float]:
         """Those that still wait, and their first deadline. They are not in a frame, so an end here is as certain as

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 from kvstore.base.errors import Invalid, TooLarge
 from kvstore.base.limits import KEY_BYTES_MAX
 
 Key = bytes | str
 Value = bytes | str
+Pairs = Mapping[str, Value] | Mapping[bytes, Value] | Mapping[Key, Value] | Iterable[tuple[Key, Value]]
+"""Of put_many. A mapping is invariant in its keys, hence the three."""
 
 
 def to_bytes(text: bytes | str | bytearray | memoryview) -> bytes:

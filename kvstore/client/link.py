@@ -348,12 +348,14 @@ class Link:
                 return self._on_stray(reply)
             if isinstance(reply, Results) and len(reply.results) != len(flight.pendings):
                 raise Invalid(f"{len(reply.results)} results for {len(flight.pendings)} operations")
-            self.discard(flight)
             self.failures = 0
+            # It leaves the table only afterwards: if the owner fails, its operations are still found there.
             if isinstance(reply, Refused):
                 self._owner.on_refused(self, flight, reply)
+                self.discard(flight)
                 return 0
             self._owner.on_results(self, flight, reply)
+            self.discard(flight)
             return len(reply.results) if flight.mode != MUTATION else 0
         if type(reply) is Routes:
             self.failures = 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
@@ -22,7 +22,7 @@ from kvstore.base.shards import Route
 from kvstore.client.batch import BatchOperation, BatchOperations
 from kvstore.client.client import STALENESS_SECONDS, TIMEOUT_SECONDS, WAITING_MAX, Client, ReadMode, StaleRead
 from kvstore.client.connection import Connector
-from kvstore.client.keys import Key, Value, range_of
+from kvstore.client.keys import Key, Pairs, Value, range_of
 
 T = TypeVar("T")
 
@@ -143,9 +143,7 @@ class SyncClient:
     ) -> list[bytes | KVError | None]:
         return self._wait(self._client.get_many(list(keys), max_staleness=max_staleness, timeout=timeout))
 
-    def put_many(
-        self, items: Mapping[Key, Value] | Iterable[tuple[Key, Value]], *, timeout: float | None = None
-    ) -> list[int | KVError]:
+    def put_many(self, items: Pairs, *, timeout: float | None = None) -> list[int | KVError]:
         """The iterable is read on the client's thread."""
         return self._wait(self._client.put_many(items, timeout=timeout))
 

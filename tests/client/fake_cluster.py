@@ -290,9 +290,7 @@ class Node:
 
     def _refuse(self, frame: Mutate | Read, code: Code, routes: tuple[Route, ...]) -> Refused:
         info = CODES[code]
-        return Refused(
-            frame.id, self.cluster.stamp(), code, info.meaning, info.definite, info.retry_after_ms, routes
-        )
+        return Refused(frame.id, self.cluster.stamp(), code, info.meaning, info.definite, info.retry_after_ms, routes)
 
 
 class Peer:
@@ -347,6 +345,7 @@ class Cluster:
         self.limits = Limits()
         self.keyspaces = {"default": 1}
         self.skew_ms = 0  # of the nodes' clocks
+        self.conf = 1  # of every shard: raised when their replicas change
         self.nodes = {f"n{i}": Node(self, f"n{i}", f"10.0.0.{i}:7001") for i in range(1, nodes + 1)}
         bounds = (b"", *splits, b"")
         names = list(self.nodes)
@@ -392,6 +391,11 @@ class Cluster:
             left.low[session] = max(low, left.low.get(session, 0))
         left.revision = max(left.revision, right.revision)
 
+    def add_node(self, name: str, address: str) -> None:
+        """It gets a replica of every shard."""
+        self.nodes[name] = Node(self, name, address)
+        self.conf += 1
+
     # -- what is so
     def stamp(self) -> int:
         return 1_700_000_000_000 + int(asyncio.get_running_loop().time() * 1000) + self.skew_ms
@@ -404,7 +408,7 @@ class Cluster:
             shard.start,
             shard.end,
             shard.version,
-            1,
+            self.conf,
             shard.term,
             leader.name if leader is not None else None,
             leader.address if leader is not None else None,

@@ -111,7 +111,7 @@ async def test_many() -> None:
         assert all(isinstance(one, int) for one in revisions)
         values = await kv.get_many([key for key, _ in pairs])
         assert values == [value.encode() for _, value in pairs]
-        results = await kv.put_many({"": "x", "ok": "x", "big": b"x" * (1 << 20 | 1)})
+        results = await kv.put_many([("", "x"), ("ok", "x"), ("big", b"x" * (1 << 20 | 1))])
         assert [type(one) for one in results] == [Invalid, int, TooLarge]
         assert await kv.get_many(["ok", "none"], max_staleness=1.0) == [b"x", None]
         mixed = await kv.get_many(["ok", ""])
@@ -157,14 +157,15 @@ async def test_wrong_arguments_never_leave_the_client() -> None:
     async with client_of(cluster) as kv:
         await kv.put("warm", "up")  # the limits are known from here on
         before = len(cluster.frames())
+        odd: Any = 1
         wrong: list[tuple[type[Exception], Any]] = [
             (Invalid, lambda: kv.put("", "x")),
             (Invalid, lambda: kv.get("")),
             (TooLarge, lambda: kv.get(b"k" * 481)),
             (TooLarge, lambda: kv.put("k", b"x" * (1 << 20 | 1))),
             (TooLarge, lambda: kv.cas("k", b"x" * (1 << 20 | 1), absent=True)),
-            (TypeError, lambda: kv.put(1, "x")),
-            (TypeError, lambda: kv.put("x", None)),
+            (TypeError, lambda: kv.put(odd, "x")),
+            (TypeError, lambda: kv.put("x", odd)),
             (Invalid, lambda: kv.scan_page(limit=0)),
             (Invalid, lambda: kv.scan_page(start="b", end="a")),
             (Invalid, lambda: kv.scan_page(prefix="b", end="a")),
@@ -188,7 +189,7 @@ def test_constructor_arguments() -> None:
             Client(endpoints)
     for arguments in ({"timeout": 0}, {"read_mode": "dirty"}, {"waiting_max": 0}, {"max_staleness": -1}):
         with pytest.raises(ValueError, match="is"):
-            Client("a:1", **arguments)  # type: ignore[arg-type]
+            Client("a:1", **arguments)
 
 
 def test_prefixes() -> None:

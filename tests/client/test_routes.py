@@ -106,7 +106,7 @@ def histories(draw: st.DrawFn) -> list[list[Route]]:
         position = draw(st.integers(0, len(current) - 1))
         one = current[position]
         cuts = [bound for bound in BOUNDS[1:] if one.start < bound and (not one.end or bound < one.end)]
-        if cuts and draw(st.booleans()):
+        if cuts and draw(st.integers(0, 1)):
             cut = draw(st.sampled_from(cuts))
             current[position : position + 1] = [
                 route(one.id, one.start, cut, version=one.version + 1),
