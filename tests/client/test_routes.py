@@ -101,13 +101,12 @@ def histories(draw: st.DrawFn) -> list[list[Route]]:
     """Real histories of splits and merges; each element: the routes that cover the keyspace at that moment."""
     moments = [[route(2, b"", b"")]]
     next_id = 3
-    for _ in range(draw(st.integers(0, 8))):
+    steps = draw(st.lists(st.tuples(st.integers(0, 99), st.sampled_from(BOUNDS[1:]), st.booleans()), max_size=8))
+    for place, cut, split in steps:
         current = list(moments[-1])
-        position = draw(st.integers(0, len(current) - 1))
+        position = place % len(current)
         one = current[position]
-        cuts = [bound for bound in BOUNDS[1:] if one.start < bound and (not one.end or bound < one.end)]
-        if cuts and draw(st.integers(0, 1)):
-            cut = draw(st.sampled_from(cuts))
+        if split and one.start < cut and (not one.end or cut < one.end):
             current[position : position + 1] = [
                 route(one.id, one.start, cut, version=one.version + 1),
                 route(next_id, cut, one.end, version=one.version + 1),
