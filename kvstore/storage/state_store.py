@@ -153,8 +153,12 @@ class EnvStateStore:
 
     def create_shard(self, group: int, image: ShardImage, done: Done) -> None:
         assert group not in self._incomplete, f"shard {group} is being installed or destroyed"
-        changes = {group: ShardChange(image)}
-        self._submit(FlushJob(MemTable(), changes, ()), lambda: self._images.update({group: image}), done)
+
+        def created() -> None:
+            if group not in self._incomplete:
+                self._images[group] = image
+
+        self._submit(FlushJob(MemTable(), {group: ShardChange(image)}, ()), created, done)
 
     # -- flush
 
@@ -221,29 +225,34 @@ class EnvStateStore:
         assert progress is not None, f"shard {group}: install_finish without install_begin"
         progress.assert_complete()
         del self._installs[group]
+        mark = self._incomplete[group]
 
         def finished() -> None:
-            del self._incomplete[group]
             for absorbed in drop:
                 self._images.pop(absorbed, None)
-            self._images[group] = header.image
+            if self._incomplete.get(group) is mark:  # else the range was given up again meanwhile
+                del self._incomplete[group]
+                self._images[group] = header.image
 
         self._submit(InstallFinish(group, header.image, tuple(drop)), finished, done)
 
     def destroy_shard(self, group: int, start: bytes, end: bytes, done: Done) -> None:
-        self._give_up(group, start, end)
+        mark = self._give_up(group, start, end)
         self._installs.pop(group, None)
 
         def destroyed() -> None:
-            self._incomplete.pop(group, None)
+            if self._incomplete.get(group) is mark:  # else another snapshot began to be installed
+                del self._incomplete[group]
 
         self._submit(DestroyJob(group, start, end), destroyed, done)
 
-    def _give_up(self, group: int, start: bytes, end: bytes) -> None:
+    def _give_up(self, group: int, start: bytes, end: bytes) -> tuple[bytes, bytes]:
+        """The shard is none any more; gives the mark, which stays the same object as long as nobody begins anew."""
         assert start < end
         self._tables.forget_shard(group, start, end)
         self._images.pop(group, None)
-        self._incomplete[group] = (start, end)
+        self._incomplete[group] = mark = (start, end)
+        return mark
 
     def incomplete(self) -> Mapping[int, tuple[bytes, bytes]]:
         return MappingProxyType(self._incomplete)

@@ -24,7 +24,8 @@ MAP_BYTES = 64 * MIB
 class Backend:
     """One disk. `fatal` collects what the stores gave up with."""
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
         self.fatal: list[BaseException] = []
 
     def log(self, **options: int) -> EnvLogStore:
@@ -43,18 +44,18 @@ class Backend:
 
 
 class MemoryBackend(Backend):
-    def __init__(self, latency: float = 0.0) -> None:
-        super().__init__()
+    def __init__(self, loop: asyncio.AbstractEventLoop, latency: float = 0.0) -> None:
+        super().__init__(loop)
         self.disk = MemoryDisk(latency=lambda: latency)
         self._open: list[LogStore | StateStore] = []
 
     def log(self, **options: int) -> EnvLogStore:
-        store = MemoryLogStore(self.disk, loop=asyncio.get_event_loop(), on_fatal=self.fatal.append, **options)
+        store = MemoryLogStore(self.disk, loop=self.loop, on_fatal=self.fatal.append, **options)
         self._open.append(store)
         return store
 
     def state(self) -> EnvStateStore:
-        store = MemoryStateStore(self.disk, loop=asyncio.get_event_loop(), on_fatal=self.fatal.append)
+        store = MemoryStateStore(self.disk, loop=self.loop, on_fatal=self.fatal.append)
         self._open.append(store)
         return store
 
@@ -69,8 +70,8 @@ class MemoryBackend(Backend):
 
 
 class LmdbBackend(Backend):
-    def __init__(self, folder: Path) -> None:
-        super().__init__()
+    def __init__(self, loop: asyncio.AbstractEventLoop, folder: Path) -> None:
+        super().__init__(loop)
         self._folder = folder
         self._life = 0
         self._open: list[LmdbLogStore | LmdbStateStore] = []
@@ -82,7 +83,7 @@ class LmdbBackend(Backend):
     def log(self, **options: int) -> EnvLogStore:
         store = LmdbLogStore(
             self.folder / "log",
-            loop=asyncio.get_event_loop(),
+            loop=self.loop,
             on_fatal=self.fatal.append,
             map_bytes=MAP_BYTES,
             **options,
@@ -91,9 +92,7 @@ class LmdbBackend(Backend):
         return store
 
     def state(self) -> EnvStateStore:
-        store = LmdbStateStore(
-            self.folder / "state", loop=asyncio.get_event_loop(), on_fatal=self.fatal.append, map_bytes=MAP_BYTES
-        )
+        store = LmdbStateStore(self.folder / "state", loop=self.loop, on_fatal=self.fatal.append, map_bytes=MAP_BYTES)
         self._open.append(store)
         return store
 

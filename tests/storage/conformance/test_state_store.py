@@ -464,7 +464,9 @@ async def test_a_flush_frozen_before_an_install_does_not_undo_it(backend: Backen
     if finished:
         await durable(lambda done: store.install_finish(head, done))
     await durable(
-        lambda done: store.write_frozen({2: ShardChange(image(99), {b"z" * 16: b"old"}), 5: ShardChange(image(1))}, done)
+        lambda done: store.write_frozen(
+            {2: ShardChange(image(99), {b"z" * 16: b"old"}), 5: ShardChange(image(1))}, done
+        )
     )
     if not finished:
         assert 2 not in store.shards()
