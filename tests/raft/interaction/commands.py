@@ -59,6 +59,13 @@ class Environment:
         except RaftError as refusal:
             return [f"{type(refusal).__name__}: {refusal}"]
 
+    def run_all(self, script: str) -> list[str]:
+        """A line at a time; everything that was printed."""
+        lines: list[str] = []
+        for line in script.strip().splitlines():
+            lines += self.run(line.strip())
+        return lines
+
     def _member(self, arguments: list[str]) -> Member:
         return self.cluster[int(arguments[0])]
 
