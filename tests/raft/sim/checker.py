@@ -47,6 +47,7 @@ class Checker:
         self.founding = founding
         self.leaders: dict[int, int] = {}  # term -> replica
         self.votes: dict[tuple[int, int], int] = {}  # (replica, term) -> candidate, durable
+        self.voted_with: dict[tuple[int, int], tuple[int, int]] = {}  # (replica, term) -> (term, index) of its log's end
         self.seen: dict[tuple[int, int], tuple[int, EntryKind, bytes]] = {}  # (index, term) -> previous term, kind, bytes
         self.committed: list[int] = [founding.term] * (founding.index + 1)  # term at index
         self.committed_under: list[int] = [founding.term] * (founding.index + 1)  # term of the leader that committed it
@@ -117,6 +118,7 @@ class Checker:
         if not quorum_holds(conf, lambda voter: votes.get((voter, term)) == name):
             given = {voter: votes.get((voter, term)) for voter in (*conf.voters, *conf.voters_outgoing)}
             raise Violation("elected-by-quorum", f"{replica} leads in term {term}, durable votes are {given}, {conf}")
+        self._check_voters_logs(replica, term, conf)
         index = self.commit
         while index > self.founding.index and self.committed_under[index] >= term:
             index -= 1
@@ -124,6 +126,18 @@ class Checker:
             has = replica.view.term(index)
             raise Violation("leader-completeness", f"{replica} leads in {term}, has {index}/{has}, committed {self.committed[index]}")
         self.marks["elections"] += 1
+
+    def _check_voters_logs(self, replica: Replica, term: int, conf: ConfState) -> None:
+        """Nobody has elected a log that is behind its own. The no-op of the new term does not count."""
+        view = replica.view
+        last = view.last
+        while last > view.offset and view.term(last) == term:
+            last -= 1
+        end = (view.term(last), last)
+        for voter in (*conf.voters, *conf.voters_outgoing):
+            has = self.voted_with.get((voter, term))
+            if voter != replica.id and self.votes.get((voter, term)) == replica.id and has is not None and has > end:
+                raise Violation("up-to-date", f"{replica} leads in {term} with a log up to {end}, {voter} voted with {has}")
 
     def on_commit(self, replica: Replica, old: int, new: int, role: Role, term: int, conf: ConfState) -> None:
         """The commit index of a replica has moved from old to new."""
@@ -199,6 +213,8 @@ class Checker:
                 self.votes.setdefault((replica.id, message.term), message.to_id)
             if self.votes.get((replica.id, message.term)) != message.to_id:
                 raise Violation("vote-durable", f"{replica} tells of a vote for {message.to_id} in {message.term}, not stored")
+            if disk.hard_state.term == message.term:
+                self.voted_with.setdefault((replica.id, message.term), (disk.log.term(disk.log.last), disk.log.last))
         elif kind is _APPEND_REPLY:
             if disk.hard_state.term < message.term:
                 raise Violation("term-durable", f"{replica} acknowledges in term {message.term}, {disk.hard_state.term} is stored")

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
+from raft.types import Role
+
 from .replica import Replica
 
 if TYPE_CHECKING:
@@ -22,10 +24,13 @@ class Nemesis:
         actions: tuple[tuple[int, Callable[[], None]], ...] = (
             (weights.crash, self._crash),
             (weights.crash_leader, self._crash_leader),
+            (weights.crash_candidate, self._crash_candidate),
             (weights.crash_all, self._crash_all),
             (weights.partition, self._partition),
             (weights.isolate_leader, self._isolate_leader),
+            (weights.split_halves, self._split_halves),
             (weights.one_way, self._one_way),
+            (weights.one_ear, self._one_ear),
             (weights.heal, self._heal),
             (weights.pause, self._pause),
             (weights.pause_leader, self._pause_leader),
@@ -75,6 +80,17 @@ class Nemesis:
         if replica := self._leader():
             self._crash_one(replica)
 
+    def _crash_candidate(self) -> None:
+        """And it is back at once, to campaign again: in the same term, when that had not reached its disk."""
+        world = self._world
+        for replica in world.live():
+            if replica.node.role is Role.CANDIDATE:
+                world.crash(replica)
+                back_us = 1_000 + world.rng.randrange(2 * world.options.restart_us)
+                world.later(back_us, None, world.restart, (replica,))
+                world.later(back_us + world.rng.randrange(20_000), None, world.workload.campaign, (replica,))
+                return
+
     def _crash_all(self) -> None:
         for replica in self._world.live():
             self._crash_one(replica)
@@ -88,7 +104,8 @@ class Nemesis:
             self._world.pause(replica)
 
     def _slow_disk(self) -> None:
-        if replica := self._any():
+        replica = self._leader() if self._world.rng.random() < 0.5 else self._any()
+        if replica is not None:
             world = self._world
             replica.disk_slow_until_us = world.now_us + world.rng.randrange(1_000_000)
             world.note(replica, "slow-disk")
@@ -113,6 +130,41 @@ class Nemesis:
             world.network.split([replica.id], [other for other in world.replicas if other != replica.id])
             world.note(None, "isolate", replica.id)
             world.checker.marks["partitions"] += 1
+
+    def _split_halves(self) -> None:
+        """The leader stays with the incoming half of a joint configuration.
+
+        The others may have known that the configuration is joint, and forget it: a commit index need not be durable.
+        """
+        world = self._world
+        for leader in world.believers():
+            conf = leader.node.conf_state
+            if not conf.voters_outgoing:
+                continue
+            stay = [other for other in world.replicas if other in conf.voters or other == leader.id]
+            world.network.heal()
+            away = [other for other in world.replicas if other not in stay]
+            world.network.split(stay, away)
+            for other in away:
+                if world.replicas[other].alive and world.rng.random() < 0.7:
+                    self._crash_one(world.replicas[other])
+            world.note(leader, "halves", *stay)
+            world.checker.marks["partitions"] += 1
+
+    def _one_ear(self) -> None:
+        """What the leader hears says nothing of what has become of what it says."""
+        world = self._world
+        leader = self._leader()
+        others = [other for other in world.replicas if leader is not None and other != leader.id]
+        if leader is None or not others:
+            return
+        ear = world.rng.choice(others)
+        for other in others:
+            world.network.cut_one_way(leader.id, other)
+            if other != ear:
+                world.network.cut_one_way(other, leader.id)
+        world.note(leader, "one-ear", ear)
+        world.checker.marks["one-way cuts"] += 1
 
     def _one_way(self) -> None:
         """One replica is not heard, or does not hear, by or from some of the others."""

@@ -45,10 +45,13 @@ class FaultWeights:
 
     crash: int = 0
     crash_leader: int = 0
+    crash_candidate: int = 0
     crash_all: int = 0
     partition: int = 0
     isolate_leader: int = 0
+    split_halves: int = 0  # of a joint configuration
     one_way: int = 0
+    one_ear: int = 0  # the leader is heard by nobody and hears but one
     heal: int = 0
     pause: int = 0
     pause_leader: int = 0
@@ -65,6 +68,7 @@ class WorkWeights:
     lease_read: int = 0
     transfer: int = 0
     conf_change: int = 0
+    replace_all: int = 0  # all voters but the leader at once, by a joint configuration
     flush: int = 0  # make the applied state durable
     compact: int = 0
     campaign: int = 0  # an election that nobody needs
@@ -131,6 +135,7 @@ def _draw_group(options: Options, rng: random.Random) -> None:
     options.heartbeat_ticks = rng.choice((1, 1, 2))
     options.fault_ticks = rng.randint(60, 160)
     options.pre_vote = _coin(rng, 0.85)
+    options.check_quorum = _coin(rng, 0.9)
     options.lease_reads = _coin(rng, 0.35)
     options.evidence = _coin(rng, 0.7)
     options.core_only_heals = _coin(rng, 0.3)
@@ -195,6 +200,8 @@ def _draw_faults(options: Options, rng: random.Random) -> None:
     if _coin(rng):
         faults.crash_leader = 3
     if _coin(rng, 0.3):
+        faults.crash_candidate = 3
+    if _coin(rng, 0.3):
         faults.crash_all = 1
     if _coin(rng):
         faults.partition = 3
@@ -202,6 +209,10 @@ def _draw_faults(options: Options, rng: random.Random) -> None:
         faults.isolate_leader = 3
     if _coin(rng, 0.4):
         faults.one_way = 3
+    if _coin(rng, 0.2):
+        faults.one_ear = 2
+    if _coin(rng, 0.3):
+        faults.split_halves = 2
     if _coin(rng, 0.4):
         faults.pause = 2
     if _coin(rng, 0.4):
@@ -223,6 +234,7 @@ def _draw_work(options: Options, rng: random.Random) -> None:
         work.transfer = rng.choice((1, 3))
     if _coin(rng, 0.5):
         work.conf_change = rng.choice((1, 3))
+        work.replace_all = rng.choice((0, 0, 1))
     if _coin(rng, 0.7):
         work.flush = 4
         work.compact = rng.choice((0, 2, 4))
@@ -260,6 +272,7 @@ def _lease(options: Options, rng: random.Random) -> None:
     options.evidence = True
     options.work.false_evidence = rng.choice((0, 2))
     options.work.transfer = rng.choice((0, 2))
+    options.work.campaign = options.work.campaign_hard = rng.choice((0, 2))
     options.network.latency_us = rng.choice(((200, 800), (500, 5_000)))
     options.disk.sync_us = (100, 300)
 
@@ -354,6 +367,111 @@ def _elections(options: Options, rng: random.Random) -> None:
     options.network.ordered = False
 
 
+def _crash_candidate(options: Options, rng: random.Random) -> None:
+    """Candidates that crash before their disk has what they asked for votes with, and are back at once."""
+    options.voters = 3
+    options.election_ticks = 3
+    options.heartbeat_ticks = 1
+    options.lease_reads = False
+    options.check_quorum = False
+    options.work.lease_read = 0
+    options.disk.sync_us = (20_000, 300_000)
+    options.disk.synced_at_crash = 0.1
+    options.network.latency_us = rng.choice(((500, 5_000), (5_000, 40_000), (20_000, 60_000)))
+    options.network.late = 0.2
+    options.network.late_us = 100_000
+    options.faults.crash_candidate = 10
+    options.faults.crash_leader = 1
+    options.faults.heal = 1
+    options.fault_us = 25_000
+    options.restart_us = 5_000
+    options.work.propose = 20
+    options.work.campaign_hard = 10
+    options.work_us = 10_000
+
+
+def _joint_reads(options: Options, rng: random.Random) -> None:
+    """Reads in joint configurations that stay for a while, with the leader cut off from the outgoing half."""
+    options.voters = 3
+    options.learners = 0
+    options.replicas_max = 12
+    options.lease_reads = rng.random() < 0.5
+    options.work.read_index = 20
+    options.work.lease_read = 20 if options.lease_reads else 0
+    options.work.conf_change = 2
+    options.work.replace_all = 4
+    options.work_us = 8_000
+    options.faults.split_halves = 6
+    options.faults.heal = 3
+    options.fault_us = 300_000
+    options.restart_us = 5_000
+    options.work.campaign = 3
+    options.network.latency_us = (200, 800)
+    options.snapshot_us = (2_000, 20_000)
+    options.disk.sync_us = (100, 300)
+    options.evidence = True
+    options.work.false_evidence = 2
+    options.work.flush = 4
+
+
+def _late_rounds(options: Options, rng: random.Random) -> None:
+    """Leadership goes to and fro among three while answers to heartbeats of former terms are still under way."""
+    _reads(options, rng)
+    options.voters = 3
+    options.election_ticks = 3
+    options.heartbeat_ticks = 1
+    options.network.ordered = False
+    options.network.late = 0.3
+    options.network.late_us = 3_000_000
+    options.network.loss = 0.0
+    options.faults = FaultWeights(one_ear=6, heal=4)
+    options.fault_us = 600_000
+    options.fault_ticks = 200
+    options.work = WorkWeights(propose=10, read_index=20, transfer=2, false_evidence=1)
+
+
+def _lease_restarts(options: Options, rng: random.Random) -> None:
+    """Voters that restart right after they have promised a lease, and campaign at once."""
+    _lease(options, rng)
+    options.voters = 3
+    options.faults.crash = 6
+    options.fault_us = 100_000
+    options.restart_us = 5_000
+    options.work.campaign = 5
+    options.work.campaign_hard = 5
+
+
+def _lease_transfers(options: Options, rng: random.Random) -> None:
+    """Transfers whose TIMEOUT_NOW arrives when the leader has given them up long ago."""
+    _lease(options, rng)
+    options.work.transfer = 6
+    options.work.false_evidence = 0
+    options.network.ordered = False
+    options.network.late = 0.3
+    options.network.late_us = 1_200_000
+
+
+def _slow_leader(options: Options, rng: random.Random) -> None:
+    """Leaders whose disk is stuck while others replace what is on its way to it."""
+    options.voters = rng.choice((3, 5))
+    options.election_ticks = 3
+    options.heartbeat_ticks = 1
+    options.lease_reads = False
+    options.work.lease_read = 0
+    options.disk.sync_us = (100, 2_000)
+    options.network.latency_us = (200, 5_000)
+    options.network.loss = 0.0
+    options.faults.slow_disk = 10
+    options.faults.isolate_leader = 5
+    options.faults.heal = 5
+    options.fault_us = 100_000
+    options.work.propose = 20
+    options.work.propose_stale = 20
+    options.work_us = 8_000
+    options.evidence = True
+    options.work.false_evidence = 3
+
+
 PROFILES: dict[str, Callable[[Options, random.Random], None]] = {
     "lease": _lease,
     "reads": _reads,
@@ -361,6 +479,12 @@ PROFILES: dict[str, Callable[[Options, random.Random], None]] = {
     "snapshots": _snapshots,
     "disk": _disk,
     "elections": _elections,
+    "crash-candidate": _crash_candidate,
+    "joint-reads": _joint_reads,
+    "late-rounds": _late_rounds,
+    "lease-restarts": _lease_restarts,
+    "lease-transfers": _lease_transfers,
+    "slow-leader": _slow_leader,
 }
 """Regions of the space; "swarm" is the whole of it and dips into a region in one seed of three."""
 

@@ -70,6 +70,7 @@ class Replica:
         self.machine = self.disk.flushed
         self.paused_until_us = 0
         self.deferred: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
+        self.requests: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self.pump_due = False
         self.apply_due = False
         self.apply_queue: deque[Entry | MachineState] = deque()
@@ -135,6 +136,7 @@ class Replica:
         disk.syncing = []
         disk.queue.clear()
         self.deferred.clear()
+        self.requests.clear()
 
     def destroy(self) -> None:
         """The driver removes a replica that is no member any more; its id never comes back."""

@@ -31,6 +31,7 @@ class Workload:
             (weights.lease_read, self._lease_read),
             (weights.transfer, self._transfer),
             (weights.conf_change, self._conf_change),
+            (weights.replace_all, self._replace_all),
             (weights.flush, self._flush),
             (weights.compact, self._compact),
             (weights.campaign, self._campaign),
@@ -71,8 +72,8 @@ class Workload:
         return self._world.rng.choice(believers) if believers else None
 
     def _ask(self, replica: Replica | None, action: Callable[..., None], *arguments: object) -> None:
-        if replica is not None:
-            self._world.now_or_after_pause(replica, action, (replica, *arguments))
+        if replica is not None and replica.alive:
+            self._world.request(replica, action, (replica, *arguments))
 
     # -- writes
 
@@ -157,6 +158,9 @@ class Workload:
     def _campaign_hard(self) -> None:
         self._ask(self._any(), self._campaign_now, True)
 
+    def campaign(self, replica: Replica) -> None:
+        self._ask(replica, self._campaign_now, True)
+
     def _campaign_now(self, replica: Replica, hard: bool) -> None:
         self._world.note(replica, "campaign", "hard" if hard else "")
         try:
@@ -198,6 +202,24 @@ class Workload:
         change = self._draw_change(leader.node.conf_state)
         if change is not None:
             self._ask(leader, self.propose_change, change)
+
+    def _replace_all(self) -> None:
+        """The leader and as many new replicas as there are ids left for, instead of all others."""
+        world = self._world
+        leader = world.newest_leader()
+        if leader is None:
+            return
+        conf = leader.node.conf_state
+        fresh = min(2, world.options.replicas_max + 1 - world.next_id)
+        if conf.voters_outgoing or fresh <= 0:
+            return
+        added = range(world.next_id, world.next_id + fresh)
+        world.next_id += fresh
+        self._number += 1
+        changes = [ConfChangeSingle(ConfChangeKind.ADD_VOTER, replica_id) for replica_id in added]
+        changes += [ConfChangeSingle(ConfChangeKind.REMOVE, other) for other in conf.voters if other != leader.id]
+        change = ConfChange(tuple(changes), ConfTransition.JOINT_EXPLICIT, b"c%d" % self._number)
+        self._ask(leader, self.propose_change, change)
 
     def propose_change(self, replica: Replica, change: ConfChange) -> bool:
         try:

@@ -119,6 +119,13 @@ class World:
         else:
             action(*arguments)
 
+    def request(self, replica: Replica, action: Action, arguments: tuple[Any, ...]) -> None:
+        """A client or the driver's owner asks something of a process; it waits in a socket of its own."""
+        if replica.alive and replica.paused_until_us:
+            replica.requests.append((action, arguments))
+        elif replica.alive:
+            action(*arguments)
+
     def note(self, replica: Replica | None, what: str, *details: object) -> None:
         if self.trace is not None:
             self.trace.note(self.now_us, replica.id if replica is not None else 0, what, details)
@@ -205,13 +212,19 @@ class World:
         self.later(for_us, None, self.resume, (replica, replica.incarnation))
 
     def resume(self, replica: Replica, incarnation: int) -> None:
-        """It goes on where it stood: with the turn of the loop that it was in, then with what has come in."""
+        """It goes on where it stood: in the midst of a turn of its loop, whose clock was read before the pause.
+
+        What has come in meanwhile is taken up in the order of the sockets: requests before messages, or after them.
+        """
         if replica.incarnation != incarnation or not replica.paused_until_us:
             return
         replica.paused_until_us = 0
         self.note(replica, "resume")
-        waiting = list(replica.deferred)
+        waiting = [*replica.deferred, *replica.requests]
+        if self.rng.random() < 0.5:
+            waiting = [*replica.requests, *replica.deferred]
         replica.deferred.clear()
+        replica.requests.clear()
         for position, (action, arguments) in enumerate(waiting):
             if replica.incarnation != incarnation:
                 return
