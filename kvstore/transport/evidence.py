@@ -1,5 +1,8 @@
 """Is there still a process behind a peer's address? A fresh TCP connect tells: a refusal means that nobody listens.
 
+A process that is being killed closes its connections first and its listener last, so the first connect after a loss
+often still succeeds; it is then reset as soon as the listener goes. `linger` waits for that.
+
 Invariant: only a refusal is evidence. A connect that takes too long, a name that can't be resolved, a network that
     can't be reached say nothing about the process.
 """
@@ -21,18 +24,21 @@ class Reach(Enum):
     UNKNOWN = "unknown"
 
 
-async def probe(address: str, *, seconds_max: float) -> Reach:
-    """Connect to HOST:PORT and close again. A name with several addresses is refused when all of them are."""
+async def probe(address: str, *, seconds_max: float, linger: float = 0.0) -> Reach:
+    """Connect to HOST:PORT and close again. A name with several addresses is refused when all of them are.
+
+    `linger`: seconds for which an accepted connection is watched; if it is closed meanwhile, connect once more.
+    """
     try:
         async with asyncio.timeout(seconds_max):
-            return await _probe_all(address)
+            return await _probe_all(address, linger)
     except (TimeoutError, OSError):
         return Reach.UNKNOWN
 
 
-async def _probe_all(address: str) -> Reach:
+async def _probe_all(address: str, linger: float) -> Reach:
     host, port = split_address(address)
-    answers = [await _probe_one(family, target) for family, target in await _resolve(host, port)]
+    answers = [await _probe_one(family, target, linger) for family, target in await _resolve(host, port)]
     if Reach.OPEN in answers:
         return Reach.OPEN
     if answers and all(answer is Reach.REFUSED for answer in answers):
@@ -50,14 +56,35 @@ async def _resolve(host: str, port: int) -> list[tuple[socket.AddressFamily, Any
     return [(socket.AF_INET if version == 4 else socket.AF_INET6, (host, port))]
 
 
-async def _probe_one(family: socket.AddressFamily, target: Any) -> Reach:
+async def _probe_one(family: socket.AddressFamily, target: Any, linger: float) -> Reach:
+    loop = asyncio.get_running_loop()
     with socket.socket(family, socket.SOCK_STREAM) as one:
         one.setblocking(False)
         try:
-            await asyncio.get_running_loop().sock_connect(one, target)
-            # A connect to a free port of the range for outgoing connections may meet itself.
-            return Reach.REFUSED if one.getsockname() == one.getpeername() else Reach.OPEN
+            await loop.sock_connect(one, target)
         except (ConnectionRefusedError, ConnectionResetError):
             return Reach.REFUSED
         except OSError:
             return Reach.UNKNOWN
+        if met_itself(one):
+            return Reach.REFUSED
+        if linger <= 0 or not await _closed_within(one, linger):
+            return Reach.OPEN
+    return await _probe_one(family, target, 0.0)
+
+
+async def _closed_within(one: socket.socket, seconds: float) -> bool:
+    """Nobody sends anything on a connection that has asked for nothing: what can be read is its end."""
+    try:
+        async with asyncio.timeout(seconds):
+            await asyncio.get_running_loop().sock_recv(one, 1)
+    except TimeoutError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def met_itself(one: socket.socket) -> bool:
+    """A connect to a free local port may get that very port as its own, and then TCP connects it with itself."""
+    return bool(one.getsockname() == one.getpeername())

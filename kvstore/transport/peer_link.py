@@ -198,13 +198,14 @@ class WebSocketTransport:
         """Redial, or wait for the peer to dial, and look for evidence meanwhile; ends when the peer is forgotten."""
         assert self._handler is not None and self._identity is not None
         settings, dials = self._settings, self._identity.node < peer.node
-        pause = 0.0
+        pause = linger = 0.0
         while peer.address is not None and not self._closed:
             peer.changed.clear()
             if peer.connection is not None:
-                pause = await self._until_down(peer)
+                pause, linger = await self._until_down(peer), settings.probe_linger_seconds
                 continue
-            reach = await probe(peer.address, seconds_max=settings.probe_seconds_max)
+            reach = await probe(peer.address, seconds_max=settings.probe_seconds_max, linger=linger)
+            linger = 0.0
             if peer.connection is not None or self._closed:
                 continue
             if reach is Reach.REFUSED:
@@ -214,7 +215,7 @@ class WebSocketTransport:
                     await self._pause(peer, pause)
                 lived = await self._dial(peer)
                 if lived is not None:
-                    pause = self._pause_after(peer, lived)
+                    pause, linger = self._pause_after(peer, lived), settings.probe_linger_seconds
                     continue
             await self._pause(peer, peer.backoff.next())
             pause = 0.0

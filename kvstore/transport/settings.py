@@ -23,6 +23,7 @@ class TransportSettings:
     hello_seconds_max: float = 5.0  # TCP connect, upgrade and hello together
     greetings_max: int = 64  # connections that have not proved yet who they are; each may hold a part (256 KiB)
     probe_seconds_max: float = 1.0  # a connect that takes longer is no evidence
+    probe_linger_seconds: float = 0.05  # how long a connect after a loss is watched: the killed are reset in ~10 ms
     backoff_seconds_min: float = 0.02
     backoff_seconds_max: float = 1.0
     steady_seconds: float = 1.0  # a connection that lived that long is tried again without a pause
