@@ -146,7 +146,7 @@ class AdminEndpoint:
         data = await self._bodies.read(request, _ADMIN_BODY_BYTES_MAX, "body")
         try:
             return msgspec.json.decode(data, type=kind)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise Invalid(f"malformed body: {error}") from None
 
 

@@ -14,7 +14,7 @@ from aiohttp import web
 
 from kvstore.api.admin import AdminEndpoint
 from kvstore.api.batch import BatchEndpoint
-from kvstore.api.body import BodyReader
+from kvstore.api.body import BodyReader, permission
 from kvstore.api.kv import KeyEndpoint
 from kvstore.api.middleware import Fatal, edge
 from kvstore.api.openapi import openapi_document
@@ -76,13 +76,14 @@ def build_app(
     cluster_id: str,
     fatal: Fatal,
     extra_routes: Iterable[web.AbstractRouteDef] = (),
+    bodies: BodyReader | None = None,
 ) -> web.Application:
     """The application of one node.
 
     `fatal` is called with an AssertionError or StorageFault that a handler ran into; it must end the process (the
     error is raised on afterwards, never answered as if nothing had happened).
     """
-    bodies = BodyReader()
+    bodies = bodies or BodyReader()
     streams = StreamEndpoint(router, limits=limits, metrics=metrics, node=node_name, cluster=cluster_id)
     app = web.Application(middlewares=(edge(metrics=metrics, fatal=fatal),), client_max_size=limits.request_bytes_max)
     app[STREAMS] = streams
@@ -92,7 +93,7 @@ def build_app(
     keys_endpoint = KeyEndpoint(router, limits=limits, bodies=bodies)
     keys.add_route("GET", keys_endpoint.get)
     keys.add_route("HEAD", keys_endpoint.get)
-    keys.add_route("PUT", keys_endpoint.put)
+    keys.add_route("PUT", keys_endpoint.put, expect_handler=permission(limits.value_bytes_max))
     keys.add_route("DELETE", keys_endpoint.delete)
 
     for endpoint in _endpoints(
@@ -109,7 +110,9 @@ def build_app(
         ),
         streams,
     ):
-        app.router.add_route(endpoint.method, endpoint.path, endpoint.handler)
+        app.router.add_route(
+            endpoint.method, endpoint.path, endpoint.handler, expect_handler=permission(limits.request_bytes_max)
+        )
         if endpoint.method == "GET" and endpoint.path != "/v1/stream":
             app.router.add_route("HEAD", endpoint.path, endpoint.handler)
 

@@ -9,14 +9,41 @@ Invariant: a body that does not arrive in `BODY_SECONDS_MAX` is given up. (Whene
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-from kvstore.base.errors import Invalid, Overloaded, TooLarge
+from kvstore.api.problems import problem
+from kvstore.base.errors import CODES, Code, Invalid, Overloaded, TooLarge
 from kvstore.base.limits import MIB
 
 BODY_SECONDS_MAX = 30.0  # 4 MiB over a bad line of 150 kB/s
 BODY_BYTES_TOTAL_MAX = 256 * MIB  # of all connections of a node
+
+
+def permission(bytes_max: int) -> Callable[[web.Request], Awaitable[web.StreamResponse | None]]:
+    """aiohttp's expect_handler: lets a client that asks (Expect: 100-continue) send up to `bytes_max`, no more.
+
+    It runs before the middleware, so it answers by itself.
+    """
+
+    async def expect(request: web.Request) -> web.StreamResponse | None:
+        wish = request.headers.get("Expect", "")
+        response: web.StreamResponse
+        if wish.lower() != "100-continue":
+            response = problem(CODES[Code.INVALID], f"Expect: {wish[:40]!r} is not known here", status=417)
+        elif (request.content_length or 0) > bytes_max:
+            response = problem(
+                CODES[Code.TOO_LARGE], f"the body has {request.content_length} bytes; at most {bytes_max} are allowed"
+            )
+        else:
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request.writer.output_size = 0  # of the answer, which has not begun
+            return None
+        response.force_close()  # whether its body comes all the same can't be known
+        return response
+
+    return expect
 
 
 class BodyReader:

@@ -12,8 +12,14 @@ Invariant: what is no HTTP gets a problem document and a closed connection, and 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import logging
+import struct
+import termios
+from array import array
 from collections.abc import Mapping
+from socket import SO_LINGER, SOL_SOCKET
 from typing import Any
 
 from aiohttp import web
@@ -30,6 +36,25 @@ logger = logging.getLogger(__name__)
 KEEPALIVE_SECONDS = 75.0  # longer than usual proxies and clients keep an idle connection
 WRITE_STALL_SECONDS = 30.0
 LINGER_SECONDS = 5.0  # how long the rest of a refused body is read and thrown away, so that its sender sees the answer
+
+
+def waiting_bytes(transport: asyncio.Transport) -> int:
+    """What has been written and the other side has not acknowledged: in our buffer and in the kernel's."""
+    in_kernel = array("i", (0,))
+    socket = transport.get_extra_info("socket")
+    if socket is not None and socket.fileno() >= 0:
+        with contextlib.suppress(OSError):  # not every system and not every kind of socket can tell
+            fcntl.ioctl(socket.fileno(), termios.TIOCOUTQ, in_kernel)
+    return transport.get_write_buffer_size() + in_kernel[0]
+
+
+def reset(transport: asyncio.Transport) -> None:
+    """End the connection and throw away what waits for it; a plain close would let the kernel keep megabytes."""
+    socket = transport.get_extra_info("socket")
+    if socket is not None:
+        with contextlib.suppress(OSError):
+            socket.setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()
 
 
 class BoundedHandler(RequestHandler):
@@ -77,7 +102,7 @@ class BoundedHandler(RequestHandler):
     def _watch_stall(self) -> None:
         transport = self.transport
         if transport is not None:
-            self._stalled_bytes = transport.get_write_buffer_size()
+            self._stalled_bytes = waiting_bytes(transport)
             self._stall_timer = self._loop.call_later(self._server.stall_seconds, self._on_stall)
 
     def _on_stall(self) -> None:
@@ -86,7 +111,7 @@ class BoundedHandler(RequestHandler):
         transport = self.transport
         if transport is None:
             return
-        if transport.get_write_buffer_size() >= self._stalled_bytes:
+        if waiting_bytes(transport) >= self._stalled_bytes:
             self._cut("the client does not read")
         else:
             self._watch_stall()
@@ -97,7 +122,7 @@ class BoundedHandler(RequestHandler):
         transport = self.transport
         self.force_close()
         if transport is not None:
-            transport.abort()  # a plain close would wait for the buffer that nobody reads
+            reset(transport)
 
     def handle_error(
         self,
@@ -167,10 +192,12 @@ class ApiRunner(web.AppRunner):
         connections_max: int = CONNECTIONS_MAX,
         header_seconds: float = HEADER_SECONDS_MAX,
         stall_seconds: float = WRITE_STALL_SECONDS,
+        linger_seconds: float = LINGER_SECONDS,
         shutdown_timeout: float = 5.0,
     ) -> None:
         super().__init__(app, access_log=None, shutdown_timeout=shutdown_timeout)
         self._metrics = metrics
+        self._linger_seconds = linger_seconds
         self._bounds: dict[str, Any] = {
             "connections_max": connections_max,
             "header_seconds": header_seconds,
@@ -193,7 +220,7 @@ class ApiRunner(web.AppRunner):
             loop=asyncio.get_running_loop(),
             access_log=None,
             keepalive_timeout=KEEPALIVE_SECONDS,
-            lingering_time=LINGER_SECONDS,
+            lingering_time=self._linger_seconds,
             auto_decompress=False,  # a value is stored as it was sent; and no compressed bombs
             **self._bounds,
         )

@@ -146,7 +146,7 @@ def decode_mutations(data: bytes | msgspec.Raw, limits: Limits) -> list[Mutation
     """The checked mutations of one frame. Raises Invalid or TooLarge."""
     try:
         operations = _mutations.decode(data)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Invalid(f"malformed operations: {error}") from None
     if not 0 < len(operations) <= FRAME_OPERATIONS_MAX:
         raise Invalid(f"a frame carries 1 to {FRAME_OPERATIONS_MAX} operations, not {len(operations)}")
@@ -166,7 +166,7 @@ def decode_reads(data: bytes | msgspec.Raw, limits: Limits) -> list[ReadOperatio
     """The checked reads of one frame. Raises Invalid or TooLarge."""
     try:
         operations = _reads.decode(data)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Invalid(f"malformed operations: {error}") from None
     if not 0 < len(operations) <= FRAME_OPERATIONS_MAX:
         raise Invalid(f"a frame carries 1 to {FRAME_OPERATIONS_MAX} operations, not {len(operations)}")

@@ -114,7 +114,7 @@ def decode_requests(data: bytes) -> list[Request]:
     """The frames of one message from a client. Raises Invalid."""
     try:
         frames = _requests.decode(data)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Invalid(f"malformed message: {error}") from None
     for frame in frames:
         if type(frame) is Mutate and len(frame.session) not in (0, SESSION_BYTES):
@@ -126,5 +126,5 @@ def decode_replies(data: bytes) -> list[Reply]:
     """The frames of one message from a server. Raises Invalid."""
     try:
         return _replies.decode(data)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Invalid(f"malformed message: {error}") from None

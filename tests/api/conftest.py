@@ -15,6 +15,7 @@ from aiohttp import web
 from yarl import URL
 
 from kvstore.api.app import build_app
+from kvstore.api.body import BodyReader
 from kvstore.api.server import ApiRunner
 from kvstore.base.limits import Limits
 from kvstore.base.metrics import Metrics
@@ -31,6 +32,7 @@ class Served:
     runner: ApiRunner
     port: int
     http: aiohttp.ClientSession
+    bodies: BodyReader
     fatal: list[BaseException] = field(default_factory=list)
 
     @property
@@ -56,12 +58,31 @@ class Served:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         try:
             writer.write(data)
-            return await asyncio.wait_for(reader.read(), wait)
+            return await read_to_end(reader, wait)
         finally:
             writer.close()
 
 
-async def serve(*, limits: Limits | None = None, cuts: tuple[bytes, ...] = (), **bounds: Any) -> Served:
+async def read_to_end(reader: asyncio.StreamReader, wait: float = 5.0) -> bytes:
+    """Everything until the other side closes or resets the connection; fails when it does neither in time."""
+    data = b""
+    async with asyncio.timeout(wait):
+        try:
+            while chunk := await reader.read(1 << 16):
+                data += chunk
+        except ConnectionResetError:
+            pass
+    return data
+
+
+async def serve(
+    *,
+    limits: Limits | None = None,
+    cuts: tuple[bytes, ...] = (),
+    bodies: BodyReader | None = None,
+    **bounds: Any,
+) -> Served:
+    bodies = bodies or BodyReader()
     limits = limits or Limits()
     router, admin, metrics = FakeRouter(limits=limits, cuts=cuts), FakeAdmin(), Metrics(node="n1", process=False)
     fatal: list[BaseException] = []
@@ -73,13 +94,14 @@ async def serve(*, limits: Limits | None = None, cuts: tuple[bytes, ...] = (), *
         node_name="n1",
         cluster_id="c0ffee",
         fatal=fatal.append,
+        bodies=bodies,
     )
-    runner = ApiRunner(app, metrics=metrics, **bounds)
+    runner = ApiRunner(app, metrics=metrics, **{"linger_seconds": 0.1, **bounds})
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     http = aiohttp.ClientSession(auto_decompress=False)
-    return Served(router, admin, metrics, runner, runner.addresses[0][1], http, fatal)
+    return Served(router, admin, metrics, runner, runner.addresses[0][1], http, bodies, fatal)
 
 
 Serve = Callable[..., Any]
