@@ -171,10 +171,11 @@ class RaftLog:
         known = min(len(entries), self.last_index - entries[0].index + 1)
         if known == 0 or self.matches(index=entries[known - 1].index, term=entries[known - 1].term):
             return known  # logs that agree at one position agree before it (log matching)
-        for position in range(known):
-            if not self.matches(index=entries[position].index, term=entries[position].term):
-                return position
-        return known
+        return next(
+            position
+            for position in range(known)
+            if not self.matches(index=entries[position].index, term=entries[position].term)
+        )
 
     def restore(self, meta: SnapshotMeta) -> None:
         assert meta.index > self.commit, "a snapshot would take back what is committed"

@@ -93,13 +93,6 @@ class Progress:
         self.sent_commit = min(self.sent_commit, next_index - 1)
         assert self.match < self.next
 
-    @property
-    def is_paused(self) -> bool:
-        """No entries may be sent now."""
-        if self.state == ProgressState.REPLICATE:
-            return self.inflights.full
-        return self.paused or self.state == ProgressState.SNAPSHOT
-
     def on_sent(self, *, last_index: int, count: int, size: int) -> None:
         """An append with `count` entries up to `last_index` and `size` payload bytes went out."""
         assert self.state != ProgressState.SNAPSHOT

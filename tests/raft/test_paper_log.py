@@ -301,3 +301,24 @@ def test_requests_may_come_twice() -> None:
     earlier = replica.append([1], index=0, log_term=0, term=1)
     assert earlier[0].index == 1
     assert replica.terms() == [1, 1]
+
+
+def test_an_append_of_what_is_committed_is_old() -> None:
+    """5.5, 5.3: it is answered with how far the log is known to be right."""
+    replica = Lone()
+    replica.append([1, 1, 1], index=0, log_term=0, term=1, commit=3)
+    (reply,) = replica.append([1], index=1, log_term=1)
+    assert (reply.reject, reply.index) == (False, 3)
+    assert replica.terms() == [1, 1, 1]
+
+
+def test_old_refusals_are_ignored() -> None:
+    """5.5: by a leader that has gone on since: one that probes takes only the answer to its last question, and one that
+    replicates none about what it never sent."""
+    leader = Lone(terms=[1, 1, 1])
+    leader.become_leader()
+    assert leader.step(MessageType.APPEND_REPLY, 2, reject=True, index=1, reject_hint=0) == []
+    assert leader.node.status().progress[2].next == 4
+    leader.acknowledge(2)
+    assert leader.step(MessageType.APPEND_REPLY, 2, reject=True, index=9, reject_hint=8, log_term=1) == []
+    assert leader.node.status().progress[2].next == 5

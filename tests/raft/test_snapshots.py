@@ -12,7 +12,7 @@ from raft import (
 )
 from raft.types import ConfState, SnapshotMeta
 
-from .lone import Lone
+from .lone import Lone, only
 
 # -- snapshots, from the leader's side
 
@@ -42,10 +42,29 @@ def test_no_snapshot_now_means_later() -> None:
 
 def test_a_silent_peer_gets_no_snapshot() -> None:
     """It would hold the log on the leader's side and wait for a report in vain."""
-    leader = _lagging()
-    leader.node._core.tracker.progress[2].next = 2
+    leader = Lone(terms=[1, 1, 1, 1], commit=4)
+    leader.become_leader()
+    leader.step(MessageType.APPEND_REPLY, 2, reject=True, index=4, reject_hint=1, log_term=1)
+    leader.log.offered = SnapshotMeta(4, 1, ConfState(voters=(1, 2, 3)))
+    leader.log.compact(4)
+    for _ in range(2):
+        for _ in range(10):
+            sent = leader.tick(1)
+            assert only(sent, MessageType.SNAPSHOT) == []
+            leader.acknowledge(3)
+    leader.node.report_unreachable(2)
     leader.node.propose(b"x")
     assert {message.to_id for message in leader.drain()} == {3}
+    (beat, _) = leader.tick(1)
+    (message,) = leader.step(MessageType.HEARTBEAT_REPLY, 2, context=beat.context)
+    assert message.type == MessageType.SNAPSHOT
+
+
+def test_a_refusal_does_not_disturb_a_snapshot_under_way() -> None:
+    leader = _lagging()
+    _refuse(leader)
+    assert _refuse(leader) == []
+    assert leader.node.status().progress[2].state == ProgressState.SNAPSHOT
 
 
 @pytest.mark.parametrize("ok", [True, False])

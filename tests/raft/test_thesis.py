@@ -407,3 +407,34 @@ def test_a_majority_of_followers_commits_without_it() -> None:
     assert leader.node.commit == 2
     assert leader.committed[-1].data == b"x"
     assert leader.node.durable_index == 1
+
+
+# -- what a refused vote tells (not in the thesis; see election.learn_commit)
+
+
+@pytest.mark.parametrize("term", [1, 2, 3])
+def test_a_refusal_tells_what_is_committed(term: int) -> None:
+    """Of whatever term it is: that an entry is committed is true in all of them. Only if we have that very entry."""
+    replica = Lone(terms=[1, 1, 1], term=2)
+    replica.node.campaign()
+    replica.drain()
+    replica.step(MessageType.PRE_VOTE_REPLY, 2, term=term, reject=True, commit=3, log_term=9)
+    assert replica.node.commit == 0
+    replica.step(MessageType.PRE_VOTE_REPLY, 2, term=term, reject=True, commit=2, log_term=1)
+    assert replica.node.commit == 2
+    replica.step(MessageType.PRE_VOTE_REPLY, 2, term=term, reject=True, commit=4, log_term=1)
+    assert replica.node.commit == 2
+
+
+def test_a_refusal_does_not_move_a_leader() -> None:
+    """It commits by counting, and nothing of its own term can be committed elsewhere before."""
+    leader = Lone(terms=[1])
+    leader.become_leader()
+    leader.step(MessageType.VOTE_REPLY, 3, reject=True, commit=1, log_term=1)
+    assert leader.node.commit == 0
+
+
+def test_a_refusal_goes_with_what_we_know() -> None:
+    voter = Lone(terms=[1, 1], term=2, commit=2)
+    (reply,) = voter.step(MessageType.VOTE, term=3, index=1, log_term=1)
+    assert (reply.reject, reply.commit, reply.log_term) == (True, 2, 1)
