@@ -194,6 +194,7 @@ class Node:
             connected=transport.connected,
             set_peers=transport.set_peers,
             ask_members=ask_members,
+            on_refused=self._on_fatal,
         )
         admin.coordinator = coordinator
         host.attach(transport)

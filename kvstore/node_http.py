@@ -126,14 +126,18 @@ class NodeHttp:
             await self._runner.cleanup()
 
     async def _alive(self, _: web.Request) -> web.Response:
-        return web.json_response({"alive": True, "cluster": None})
+        response = web.json_response({"alive": True, "cluster": None})
+        response.force_close()
+        return response
 
     async def _founding(self, request: web.Request) -> web.Response:
         try:
             self._check(request, FOUNDING_PATH, b"")
         except KVError as error:
             return problem_of(error)
-        return web.json_response(self._founding_state())
+        response = web.json_response(self._founding_state())
+        response.force_close()  # the application behind the port changes: a kept connection would talk to the old one
+        return response
 
     async def _administer(self, request: web.Request) -> web.Response:
         if (request.content_length or 0) > ADMIN_BODY_BYTES_MAX:

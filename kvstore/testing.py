@@ -102,25 +102,25 @@ class LocalCluster:
 
     # -- nodes -----------------------------------------------------------------------------------------------------
 
-    def _config(self, name: str, join: tuple[str, ...]) -> NodeConfig:
+    def _config(self, name: str, address: str, join: tuple[str, ...], folder: str) -> NodeConfig:
         founders = {one: self._addresses[one] for one in self._founders} if len(self._founders) > 1 else {}
         return NodeConfig(
             name=name,
-            data=self.folder / name,
-            listen=self._addresses[name],
+            data=self.folder / (folder or name),
+            listen=address,
             initial_cluster={} if join else founders,
             join=join,
             **self._settings,
         )
 
-    async def _start(self, name: str, listener: socket.socket | None = None, join: tuple[str, ...] = ()) -> Node:
-        node = Node(self._config(name, join), listener=listener)
+    async def _start(
+        self, name: str, listener: socket.socket | None = None, join: tuple[str, ...] = (), folder: str = ""
+    ) -> Node:
+        address = self._addresses[name] if listener is None else _address(listener)
+        node = Node(self._config(name, address, join, folder), listener=listener)
+        await node.start()
         self.nodes[name] = node
-        try:
-            await node.start()
-        except BaseException:
-            self.nodes.pop(name, None)
-            raise
+        self._addresses[name] = address
         return node
 
     async def start(self, name: str) -> Node:
@@ -129,12 +129,9 @@ class LocalCluster:
             raise ValueError(f"{name} runs already")
         return await self._start(name, join=() if name in self._founders else tuple(self._running_addresses()))
 
-    async def add(self, name: str) -> Node:
-        """Start a new node that joins."""
-        listener = _free_listener()
-        self._addresses[name] = _address(listener)
-        self._names.append(name)
-        return await self._start(name, listener, join=tuple(self._running_addresses()))
+    async def add(self, name: str, *, folder: str = "") -> Node:
+        """Start a new node that joins; its directory is called like it, or `folder`."""
+        return await self._start(name, _free_listener(), tuple(self._running_addresses()), folder)
 
     def _running_addresses(self) -> list[str]:
         return [node.address for node in self.nodes.values()]

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from kvstore import __version__
-from kvstore.base.errors import KVError
+from kvstore.base.errors import DuplicateName, KVError, StartRefused
 from kvstore.base.ids import META_SHARD
 from kvstore.base.shards import ShardDescriptor
 from kvstore.placement.members import MemberRecord, read_members, read_removed
@@ -65,13 +65,16 @@ class Coordinator:
         connected: Callable[[str], bool],
         set_peers: Callable[[dict[str, str]], None],
         ask_members: Callable[[], Awaitable[list[MemberRecord]]],
+        on_refused: Callable[[BaseException], None],
     ) -> None:
+        """`on_refused`: the cluster does not want this node (any more); it must end."""
         self._host = host
         self._environment = environment
         self._actions = actions
         self._connected = connected
         self._set_peers = set_peers
         self._ask_members = ask_members
+        self._on_refused = on_refused
         self._record = MemberRecord(
             name=environment.config.name,
             node=environment.node,
@@ -93,6 +96,9 @@ class Coordinator:
                 await self._refresh()
                 await self._announce()
                 self._repair()
+            except DuplicateName as error:
+                self._on_refused(StartRefused(error.message))
+                return
             except KVError as error:
                 logger.debug("coordination: %s", error)
             await asyncio.sleep(ROUND_SECONDS * self._environment.rng.uniform(0.8, 1.2))
@@ -126,6 +132,8 @@ class Coordinator:
 
     async def _announce(self) -> None:
         """Write this node's record when it is missing or says something else."""
+        if not self.members and META_SHARD not in self._host.core.replicas:
+            return  # nobody has told yet what is known
         known = next((record for record in self.members if record.name == self._record.name), None)
         if known != self._record:
             record = self._record

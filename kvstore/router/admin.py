@@ -155,6 +155,7 @@ class NodeAdmin:
             "epoch": {"version": descriptor.version, "conf": descriptor.conf},
             "leader": leader.name if leader else None,
             "term": replica.raw.term,
+            "joint": bool(replica.raw.conf_state.voters_outgoing),  # a change of the replicas is under way
             "replicas": [
                 {
                     "node": place.name if (place := self._environment.address_of(one.node)) else one.node,
@@ -247,17 +248,15 @@ class NodeAdmin:
             raise Timeout(f"{operation} was not done in time; it may still be") from None
 
     def _leader_of(self, shard: int) -> str | None:
-        """HOST:PORT of another node that leads the shard."""
+        """HOST:PORT of another node that leads the shard; where that is not known, of any that is connected."""
+        own = self._environment.node
         replica = self._host.core.replicas.get(shard)
-        if replica is not None:
-            place = self._environment.address_of(replica.leader_node)
-            if place is not None and replica.leader_node != self._environment.node:
-                return place.address
-        coordinator = self.coordinator
-        if replica is None and coordinator is not None:  # no replica here: any member knows more
-            others = [one.address for one in coordinator.members if self._connected(one.node)]
-            return self._environment.rng.choice(others) if others else None
-        return None
+        leader = replica.leader_node if replica is not None else None
+        place = self._environment.address_of(leader)
+        if place is not None and leader != own:
+            return place.address
+        others = [one.address for node, one in self._environment.addresses.items() if self._connected(node)]
+        return self._environment.rng.choice(others) if others else None
 
     # -- at the leader ---------------------------------------------------------------------------------------------
 
@@ -269,7 +268,7 @@ class NodeAdmin:
                 "directory to join as a new node"
             )
         record = MemberRecord(name=name, node=node_id, address=address, labels=labels, version=__version__)
-        known = self._member(name)
+        known = next((one for one in self._members() if one.record.name == name), None)
         if known is not None and known.record.node != node_id:
             raise DuplicateName(
                 f"the name {name} belongs to another node, at {known.record.address}; choose another --name, or "
@@ -281,11 +280,11 @@ class NodeAdmin:
         return {"cluster": self._cluster, "name": name}
 
     async def _remove_node_here(self, *, name: str) -> dict[str, Any]:
-        known = self._member(name)
+        members = self._members()
+        known = next((one for one in members if one.record.name == name), None)
         if known is None:
             raise NotFound(f"there is no member {name}")
-        members = self.coordinator.members if self.coordinator else []
-        if len(members) <= 1:
+        if len(members) == 1:
             raise Invalid("the last member can't be removed")
         unbind = Cas(0, member_key(name), None, known.revision)
         await self._write_meta(Batch(0, [unbind, Put(0, removed_key(known.record.node), name.encode())]))
@@ -326,10 +325,11 @@ class NodeAdmin:
             raise NotLeader(f"this node does not lead shard {shard}")
         return replica
 
-    def _member(self, name: str) -> Member | None:
-        replica = self._led(META_SHARD)
-        assert replica.state is not None
-        return next((one for one in read_members(replica.state) if one.record.name == name), None)
+    def _members(self) -> list[Member]:
+        """As the meta group's state holds them here, where it is led."""
+        state = self._led(META_SHARD).state
+        assert state is not None
+        return read_members(state)
 
     def _node_id(self, node: str) -> str:
         """From a member's name; node ids (of replicas whose member is gone) stand for themselves."""
