@@ -33,7 +33,7 @@ _ANSWER_BYTES = 64  # what a structured answer weighs beside its values
 _EMPTY_SEQ = -(1 << 64)  # stands in the order of eviction for a session without answers; no seq can be that low
 
 
-class SessionRecord(msgspec.Struct, array_like=True, frozen=True):
+class SessionRecord(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
     """A session as it is stored; the answers are (seq, issued_at, result) in the order of seq."""
 
     low: int

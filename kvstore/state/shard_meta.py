@@ -22,7 +22,7 @@ _FORMAT_BYTE = bytes([FORMAT])
 ConfTuple = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...], bool]
 
 
-class StateLimits(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
+class StateLimits(msgspec.Struct, array_like=True, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Bounds that decide results, fixed when the shard is created."""
 
     window_ms: int = SESSION_WINDOW_MS  # how long an answer is kept, and how old a mutation may be
@@ -40,7 +40,7 @@ class StateLimits(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
         assert self.delete_range_bytes_max > 0
 
 
-class ShardMeta(msgspec.Struct, array_like=True, frozen=True):
+class ShardMeta(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
     descriptor: ShardDescriptor
     revision: int
     stamp: int  # ms; of the last entry that had one

@@ -58,8 +58,9 @@ class StampClock:
             self.jumps += 1
         self._jumping = far
         stamp = halves // 2
-        if not self._given or stamp > self._given[-1].stamp:
-            self._given.append(_Anchor(halves, boot_ms))
+        if self._given and self._given[-1].stamp == stamp:
+            self._given.pop()  # one anchor for each stamp, so that there are no more than ms
+        self._given.append(_Anchor(halves, boot_ms))
         assert stamp >= self.last
         self.last = stamp
         return stamp
