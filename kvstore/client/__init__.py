@@ -26,8 +26,9 @@ from kvstore.base.errors import (
 )
 from kvstore.base.operations import BatchDone, Cas, Delete, Found, Get, Item, Page, Put
 from kvstore.base.shards import Route
+from kvstore.client.answers import StaleRead
 from kvstore.client.batch import BatchBuilder, BatchConflict
-from kvstore.client.client import Client, ReadMode, StaleRead
+from kvstore.client.client import Client, ReadMode
 from kvstore.client.connection import Connection, ConnectionLost, Connector, WebSocketConnector
 from kvstore.client.sync import SyncClient
 

@@ -19,11 +19,10 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Self, overload
 
-from kvstore.base.errors import Conflict, Invalid, KVError, Timeout, Unavailable
+from kvstore.base.errors import Conflict, Invalid, KVError, Unavailable
 from kvstore.base.ids import DEFAULT_KEYSPACE_NAME
 from kvstore.base.limits import DELETE_RANGE_KEYS_MAX, KEY_BYTES_MAX, MIB, SCAN_BYTES_MAX, SCAN_KEYS_MAX
 from kvstore.base.operations import (
@@ -44,6 +43,7 @@ from kvstore.base.operations import (
 )
 from kvstore.base.shards import Route
 from kvstore.base.stream import LINEARIZABLE
+from kvstore.client.answers import StaleRead, conflict_text, half_done, outcome_of, unexpected, value_of
 from kvstore.client.batch import (
     BatchBuilder,
     BatchConflict,
@@ -65,15 +65,6 @@ MANY_BYTES = 32 * MIB
 STALENESS_SECONDS = 10.0  # of read_mode "stale" when nothing else is said
 
 ReadMode = Literal["linearizable", "stale"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StaleRead:
-    """A read that any replica may have answered: what it knew, and how old that was."""
-
-    record: Found | None
-    applied_index: int
-    age_seconds: float  # upper bound
 
 
 class Client:
@@ -166,7 +157,7 @@ class Client:
         result = await self._change(dispatcher, Put(0, key, value), key, timeout)
         if type(result) is int:
             return result
-        raise _unexpected(result)
+        raise unexpected(result)
 
     async def get(self, key: Key, *, max_staleness: float | None = None, timeout: float | None = None) -> bytes | None:
         """The value, or None. `max_staleness`: any replica may answer that is not older than these seconds."""
@@ -182,7 +173,7 @@ class Client:
             return None
         if type(result) is Found:
             return result.value
-        raise _unexpected(result)
+        raise unexpected(result)
 
     async def get_record(
         self, key: Key, *, max_staleness: float | None = None, timeout: float | None = None
@@ -195,7 +186,7 @@ class Client:
         result = await self._get(self._running(), key, timeout)
         if result is None or type(result) is Found:
             return result
-        raise _unexpected(result)
+        raise unexpected(result)
 
     async def get_stale(
         self, key: Key, *, max_staleness: float = STALENESS_SECONDS, timeout: float | None = None
@@ -210,7 +201,7 @@ class Client:
         result = await self._change(self._running(), Delete(0, key), key, timeout)
         if type(result) is int:
             return result > 0
-        raise _unexpected(result)
+        raise unexpected(result)
 
     async def cas(
         self,
@@ -232,8 +223,8 @@ class Client:
         if type(result) is int:
             return result
         if type(result) is Mismatch:
-            raise Conflict(_conflict_text(result), detail=result.current)
-        raise _unexpected(result)
+            raise Conflict(conflict_text(result), detail=result.current)
+        raise unexpected(result)
 
     # -- several keys
     @overload
@@ -263,8 +254,8 @@ class Client:
         if type(result) is BatchDone:
             return result
         if type(result) is Mismatch:
-            raise BatchConflict(_conflict_text(result), index=result.index, detail=result.current)
-        raise _unexpected(result)
+            raise BatchConflict(conflict_text(result), index=result.index, detail=result.current)
+        raise unexpected(result)
 
     async def get_many(
         self, keys: Iterable[Key], *, max_staleness: float | None = None, timeout: float | None = None
@@ -278,7 +269,7 @@ class Client:
                 yield self._submit_checked(Get(0, data), data, mode, timeout), 64
 
         results = await self._many(submit())
-        return [_value_of(result) for result in results]
+        return [value_of(result) for result in results]
 
     async def put_many(self, items: Pairs, *, timeout: float | None = None) -> list[int | KVError]:
         """Each put is on its own. One result an item, in their order: the revision, or the error of that item.
@@ -291,7 +282,7 @@ class Client:
                 yield self._submit_checked(Put(0, data, stored), data, MUTATION, timeout), len(stored)
 
         results = await self._many(submit())
-        return [result if isinstance(result, (int, KVError)) else _unexpected(result) for result in results]
+        return [result if isinstance(result, (int, KVError)) else unexpected(result) for result in results]
 
     # -- ranges
     async def scan(
@@ -354,7 +345,7 @@ class Client:
         result = await self._submit(operation, first, self._mode(max_staleness), span, timeout)
         page = result.result if type(result) is StaleAnswer else result
         if type(page) is not Page:
-            raise _unexpected(page)
+            raise unexpected(page)
         rest = span.rest(page.cursor)
         cursor = None if rest is None else rest[1] if reverse else rest[0]
         if cursor is not None and cursor == (last if reverse else first):
@@ -382,15 +373,15 @@ class Client:
             try:
                 result = await self._submit(operation, rest[0], MUTATION, span, timeout)
                 if type(result) is not RangeDeleted:
-                    raise _unexpected(result)
+                    raise unexpected(result)
             except KVError as error:
                 if deleted == 0:
                     raise
-                raise _half_done(error, deleted) from error
+                raise half_done(error, deleted) from error
             deleted += result.deleted
             before, rest = rest, span.rest(result.cursor)
             if rest is not None and rest[0] <= before[0]:
-                raise _half_done(Unavailable("the node made no progress"), deleted)
+                raise half_done(Unavailable("the node made no progress"), deleted)
         return deleted
 
     async def routes(self, *, timeout: float | None = None) -> list[Route]:
@@ -478,10 +469,10 @@ class Client:
                 size += size_one
                 while len(under_way) >= window or size > MANY_BYTES:
                     size -= under_way[0][1]
-                    results.append(await _outcome(under_way[0][0]))
+                    results.append(await outcome_of(under_way[0][0]))
                     under_way.popleft()
             while under_way:
-                results.append(await _outcome(under_way[0][0]))
+                results.append(await outcome_of(under_way[0][0]))
                 under_way.popleft()
         finally:
             for future, _ in under_way:
@@ -492,7 +483,7 @@ class Client:
         check_key(key)
         answer = await self._submit(Get(0, key), key, self._mode(max_staleness), None, timeout)
         if type(answer) is not StaleAnswer or not (answer.result is None or type(answer.result) is Found):
-            raise _unexpected(answer)
+            raise unexpected(answer)
         return StaleRead(record=answer.result, applied_index=answer.applied, age_seconds=answer.age_ms / 1000)
 
     def _mode(self, max_staleness: float | None) -> int:
@@ -517,34 +508,3 @@ class Client:
         self._loop.call_exception_handler({"message": "the client failed", "exception": error, "task": task})
         if self._dispatcher is not None and not self._dispatcher.closed:
             self._dispatcher.abandon(Unavailable(f"the client failed: {error!r}"))
-
-
-async def _outcome(future: asyncio.Future[Any]) -> Any:
-    """The result or the error, but not being cancelled."""
-    try:
-        return await future
-    except KVError as error:
-        return error
-
-
-def _value_of(result: Any) -> bytes | KVError | None:
-    if type(result) is StaleAnswer:
-        result = result.result
-    if type(result) is Found:
-        return result.value
-    return result if result is None or isinstance(result, KVError) else _unexpected(result)
-
-
-def _conflict_text(mismatch: Mismatch) -> str:
-    if mismatch.current is None:
-        return "the condition did not hold: the key is absent"
-    return f"the condition did not hold: the key is at revision {mismatch.current.mod_revision}"
-
-
-def _half_done(error: KVError, deleted: int) -> KVError:
-    return Timeout(f"{deleted} keys were deleted, then: {error.message}", definite=False, detail=deleted)
-
-
-def _unexpected(result: Any) -> KVError:
-    """The node answered with something that is no answer to this; what it did is anybody's guess."""
-    return Timeout(f"the outcome is unknown: the node's answer was a {type(result).__name__}", definite=False)

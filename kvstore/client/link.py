@@ -6,8 +6,9 @@ It decides nothing about operations: what becomes of a frame's operations is the
 Invariant: each frame handed to `submit` is given back exactly once: with an answer (on_results, on_refused), as lost
            (on_lost), or taken out by the owner (`discard`).
 Invariant: `submit` is called only while the link is open and has room; what waits for either stands in `queued`.
-Invariant: a connection on which nothing is heard for SILENCE_SECONDS, although something is under way and a ping was
-           sent, is given up: a node that is paused or cut off must not hold operations until their deadline.
+Invariant: a connection on which nothing is heard for SILENCE_SECONDS (or somewhat more, see `_silence_max`), although
+           something is under way and a ping was sent, is given up: a node that is paused or cut off must not hold
+           operations until their deadline.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ from kvstore.client.session import SeqBlock
 DIAL_SECONDS_MAX = 1.5  # connection and greeting together
 PING_SECONDS = 0.5
 SILENCE_SECONDS = 1.5  # below the time of an election, so that the client is ready when a new leader is
+SLOW_BYTES_PER_SECOND = 1 * MIB  # a network slower than this may be taken for a silent node
 RECONNECT_SECONDS_MIN = 0.02
 RECONNECT_SECONDS_MAX = 1.0
 FLIGHTS_MAX = 256  # frames under way; far below what a server allows, and more only makes them smaller
@@ -402,13 +404,18 @@ class Link:
             return
         silence = now - self._heard
         # The loop itself may have stood still: then the answers may be there, unread, and silence says nothing.
-        if self._pinged and silence >= SILENCE_SECONDS and late < PING_SECONDS:
+        if self._pinged and silence >= self._silence_max() and late < PING_SECONDS:
             self.drop(f"nothing was heard for {silence:.1f} s")
             return
         if silence >= PING_SECONDS * 0.9:
             self._pinged = True
             self._post(encode(Ping(self._next_id())))
         self._arm_watch(now)
+
+    def _silence_max(self) -> float:
+        """Seconds. Longer while large requests are on the way, behind which a ping waits too; and on every further
+        connection, in case it is large answers that take so long."""
+        return SILENCE_SECONDS * (1 + self.failures) + self.flight_bytes / SLOW_BYTES_PER_SECOND
 
     def _stop_watch(self) -> None:
         if self._watch is not None:

@@ -19,8 +19,9 @@ from kvstore.base.ids import DEFAULT_KEYSPACE_NAME
 from kvstore.base.limits import SCAN_BYTES_MAX, SCAN_KEYS_MAX
 from kvstore.base.operations import BatchDone, Found, Item, Page
 from kvstore.base.shards import Route
+from kvstore.client.answers import StaleRead
 from kvstore.client.batch import BatchOperation, BatchOperations
-from kvstore.client.client import STALENESS_SECONDS, TIMEOUT_SECONDS, WAITING_MAX, Client, ReadMode, StaleRead
+from kvstore.client.client import STALENESS_SECONDS, TIMEOUT_SECONDS, WAITING_MAX, Client, ReadMode
 from kvstore.client.connection import Connector
 from kvstore.client.keys import Key, Pairs, Value, range_of
 

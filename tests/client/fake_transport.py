@@ -16,11 +16,11 @@ LATENCY_SECONDS = 0.001
 
 
 class MemoryConnection:
-    """Both directions are FIFO and take LATENCY_SECONDS."""
+    """Both directions are FIFO and take the connector's latency."""
 
-    def __init__(self, node: Node, latency: float) -> None:
+    def __init__(self, node: Node, connector: MemoryConnector) -> None:
         self._loop = asyncio.get_running_loop()
-        self._latency = latency
+        self._connector = connector
         self._out: deque[bytes] = deque()
         self._in: deque[bytes] = deque()
         self._arrived: deque[bytes] = deque()
@@ -32,7 +32,7 @@ class MemoryConnection:
         if self._ended:
             raise ConnectionLost("closed")
         self._out.append(message)
-        self._loop.call_later(self._latency, self._deliver)
+        self._loop.call_later(self._connector.latency, self._deliver)
 
     async def receive(self) -> bytes:
         while not self._arrived:
@@ -51,7 +51,7 @@ class MemoryConnection:
 
     def _send_back(self, message: bytes) -> None:
         self._in.append(message)
-        self._loop.call_later(self._latency, self._arrive)
+        self._loop.call_later(self._connector.latency, self._arrive)
 
     def _arrive(self) -> None:
         message = self._in.popleft()
@@ -68,17 +68,17 @@ class MemoryConnection:
 class MemoryConnector:
     def __init__(self, cluster: Cluster, *, latency: float = LATENCY_SECONDS) -> None:
         self._cluster = cluster
-        self._latency = latency
+        self.latency = latency  # seconds, one way
         self.black_holes: set[str] = set()  # addresses that never answer a dial
         self.closed = False
 
     async def dial(self, address: str) -> MemoryConnection:
-        await asyncio.sleep(self._latency)
+        await asyncio.sleep(self.latency)
         if address in self.black_holes:
             await asyncio.Event().wait()
         for node in self._cluster.nodes.values():
             if node.address == address and node.up:
-                return MemoryConnection(node, self._latency)
+                return MemoryConnection(node, self)
         raise ConnectionLost("refused")
 
     async def close(self) -> None:

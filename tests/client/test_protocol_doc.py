@@ -23,6 +23,7 @@ from kvstore.api.stream import CloseCode
 from kvstore.base.errors import CODES
 from kvstore.base.limits import STREAM_PROTOCOL, Limits
 from kvstore.base.shards import ReplicaRole, Route
+from kvstore.testing import LocalCluster
 from tests.client.fake_cluster import Act, Cluster
 from tests.client.fake_transport import serve
 
@@ -241,6 +242,7 @@ class TinyClient:
 
 
 async def test_a_client_from_the_document_alone() -> None:
+    """On the fake, which loses answers on command."""
     cluster = Cluster(2)
     async with serve(cluster) as addresses, aiohttp.ClientSession() as http:
         kv = TinyClient(http, addresses[1])
@@ -266,3 +268,24 @@ async def test_a_client_from_the_document_alone() -> None:
         assert kv.retries == 2
         assert (await kv.exchange([PING, 0]))[0] == PONG
         assert len(cluster.log()) == len({(session, seq) for session, seq, _ in cluster.log()}) == 9
+
+
+async def test_the_same_client_on_real_nodes() -> None:
+    async with LocalCluster(nodes=2) as cluster, aiohttp.ClientSession() as http:
+        leader = await cluster.leader()
+        follower = "n1" if leader == "n2" else "n2"
+        kv = TinyClient(http, cluster.address(follower))
+        first = await kv.mutate([PUT, b"a", b"1"])
+        assert await kv.read([GET, b"a"]) == [1, b"1", first, first, 1]
+        assert kv.address == cluster.address(leader)
+        assert await kv.mutate([CAS, b"a", b"2", 77, None]) == [3, 0, [1, b"1", first, first, 1]]
+        inner = [[PUT, 0, b"b", b"2"], [GET, 0, b"a"], [DELETE, 0, b"zz"]]
+        assert await kv.mutate([BATCH, inner]) == [4, first + 1, [first + 1, [1, b"1", first, first, 1], 0]]
+        page = await kv.read([SCAN, b"", b"", 1])
+        assert [item[0] for item in page[1]] == [b"a"]
+        assert [item[0] for item in (await kv.read([SCAN, page[2], b""]))[1]] == [b"b"]
+        assert (await kv.mutate([DELETE_RANGE, b"", b""]))[1] == 2
+        # A repeated number gets the answer of its first execution, whatever is asked now.
+        kv.seq -= 1
+        assert (await kv.mutate([PUT, b"a", b"9"]))[0] == 5
+        assert await kv.read([GET, b"a"]) is None

@@ -231,6 +231,19 @@ async def test_a_silent_leader_is_given_up_before_the_deadline() -> None:
 
 
 @simulated
+async def test_a_slow_network_is_not_silence() -> None:
+    """Four megabytes at 1.3 MB/s: neither an answer nor a pong can come for three seconds."""
+    cluster = Cluster(1)
+    connector = MemoryConnector(cluster)
+    async with client_of(cluster, connector=connector, timeout=20) as kv:
+        await kv.put("a", b"x")
+        connector.latency = 1.5
+        results = await kv.put_many([(f"k{i}", bytes(1 << 20)) for i in range(4)])
+        assert results == [2, 3, 4, 5]
+    assert cluster.nodes["n1"].dialled == 1
+
+
+@simulated
 async def test_a_slow_answer_is_not_silence() -> None:
     """The node answers pings while the operation takes three seconds."""
     cluster = Cluster()
