@@ -60,8 +60,11 @@ async def test_removed_node_is_replaced_by_a_spare_one(cluster: LocalCluster) ->
             return all(_replicas(cluster, shard) == {"n1", "n3", "n4"} for shard in (1, 2))
 
         await cluster.until(replaced)
-        members = {row["name"] for row in await cluster.nodes["n4"].admin.members()}
-        assert members == {"n1", "n3", "n4"}
+
+        async def forgotten() -> bool:
+            return {row["name"] for row in await cluster.nodes["n4"].admin.members()} == {"n1", "n3", "n4"}
+
+        await cluster.until(forgotten)
         assert await kv.get(b"k") == b"v"
 
 
