@@ -42,12 +42,16 @@ class PeerHandler(Protocol):
     def on_removed(self, node: str, group: int, replica_id: int) -> None:
         """The peer says that this replica was removed (its tombstone is higher)."""
 
-    def on_peer_up(self, node: str, boot: str) -> None: ...
+    def on_peer_up(self, node: str, boot: str) -> None:
+        """A connection is open, for the first time or again; another boot id than before = another process."""
+
     def on_peer_gone(self, node: str) -> None:
-        """Evidence: all connections to the peer are closed and a new one was refused."""
+        """Evidence: all connections to the peer are closed and a new one was refused. Said again with each further
+        refusal (about once a second) until the peer is back."""
 
     async def on_snapshot(self, node: str, header: bytes, chunks: AsyncIterator[tuple[int, bytes]]) -> None:
-        """A snapshot arrives; raising refuses it and tells the sender."""
+        """A snapshot arrives; raising SnapshotRefused tells the sender why. Where the connection breaks, `chunks`
+        raises ConnectionError and a later call may go on; the call itself is cancelled only by `close`."""
 
     def snapshot_resume_at(self, node: str, header: bytes) -> int:
         """Number of the first chunk that is still wanted (0 = all)."""
@@ -56,7 +60,7 @@ class PeerHandler(Protocol):
 class PeerTransport(Protocol):
     async def start(self, handler: PeerHandler) -> None: ...
     def set_peers(self, addresses: Mapping[str, str]) -> None:
-        """Node id -> HOST:PORT of every other node that there should be a connection with."""
+        """Node id -> HOST:PORT of every other node that there should be a connection with (the own one is skipped)."""
 
     def send(self, node: str, messages: list[GroupMessage]) -> bool:
         """Queue one WebSocket message; False when it was dropped (no connection, full queue)."""

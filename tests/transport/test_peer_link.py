@@ -357,6 +357,29 @@ async def test_closing_while_dialling_is_clean() -> None:
     await server.wait_closed()
 
 
+async def test_the_dialers_hello_is_bounded_in_time_too() -> None:
+    """A listener that accepts and says nothing: dialled again and again, no evidence."""
+    one = Node("n1", settings=replace(FAST, hello_seconds_max=0.05))
+    requests = asyncio.Queue[bytes]()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = await reader.read(65_536)
+        if request:  # and not a probe
+            requests.put_nowait(request)
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    await one.start({IDS["n2"]: f"127.0.0.1:{server.sockets[0].getsockname()[1]}"})
+    for _ in range(3):
+        async with asyncio.timeout(5):
+            assert b"/v1/peer/raft" in await requests.get()
+    assert one.handler.events == []
+    await one.stop()
+    server.close()
+    await server.wait_closed()
+
+
 async def test_thirty_restarts_leave_nothing_behind(pair: tuple[Node, Node]) -> None:
     one, two = pair
     tasks = len(asyncio.all_tasks())
