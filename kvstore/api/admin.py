@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from html import escape
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 from aiohttp import web
 from prometheus_client.exposition import choose_encoder
 
 from kvstore import __version__
-from kvstore.api.arguments import decode_name, integer, query_of, segment_of
+from kvstore.api.arguments import NAME_PATTERN, decode_name, integer, query_of, segment_of
 from kvstore.api.body import BodyReader
 from kvstore.api.encoding import document, route_json
 from kvstore.base.errors import Invalid, NotFound
@@ -28,15 +28,18 @@ _T = TypeVar("_T")
 _NO_PARAMETERS: frozenset[str] = frozenset()
 
 
+Filled = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+
+
 class JoinBody(msgspec.Struct, forbid_unknown_fields=True):
-    name: str
-    node_id: str
-    address: str
+    name: Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
+    node_id: Filled
+    address: Filled
     labels: dict[str, str] = {}
 
 
 class NodeBody(msgspec.Struct, forbid_unknown_fields=True):
-    node: str
+    node: Filled
 
 
 class AdminEndpoint:

@@ -31,7 +31,8 @@ STALENESS_MS_DEFAULT = 10_000  # of consistency=stale when max_staleness_ms is n
 STALENESS_MS_MAX = 86_400_000
 
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+NAME_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"  # of keyspaces and nodes
+_NAME = re.compile(NAME_PATTERN)
 _DIGITS = re.compile(r"[0-9]{1,19}")
 
 

@@ -10,15 +10,15 @@ from collections.abc import Iterable
 from typing import Any
 
 from kvstore import __version__
-from kvstore.api.arguments import IDEMPOTENCY_KEY_CHARS_MAX, STALENESS_MS_DEFAULT, STALENESS_MS_MAX
+from kvstore.api.arguments import IDEMPOTENCY_KEY_CHARS_MAX, NAME_PATTERN, STALENESS_MS_DEFAULT, STALENESS_MS_MAX
 from kvstore.api.openapi_schemas import JSON, MSGPACK, RAW, reference, schemas
 from kvstore.base.errors import CODES, Code
 from kvstore.base.limits import DEADLINE_MS_DEFAULT, KEY_BYTES_MAX, Limits
 
 Json = dict[str, Any]
 
+_ETAGS = r'^([*]|(W/)?"[^",]*"(, *(W/)?"[^",]*")*)$'
 _REVISION_MAX = (1 << 63) - 1
-_NAME_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 
 # What every operation on data may answer besides its success, and what a write adds.
 _DATA_CODES = (
@@ -62,15 +62,15 @@ def openapi_document(limits: Limits) -> Json:
 def _parameters(limits: Limits) -> Json:
     whole = {"type": "integer", "minimum": 1}
     return {
-        "keyspace": _path("keyspace", {"type": "string", "pattern": _NAME_PATTERN}, "`default` exists."),
+        "keyspace": _path("keyspace", {"type": "string", "pattern": NAME_PATTERN}, "`default` exists."),
         "key": _path(
             "key",
             {"type": "string", "minLength": 1, "maxLength": KEY_BYTES_MAX},
             f"1 to {KEY_BYTES_MAX} bytes, percent-encoded; any byte, also %2F and %00. Slashes may stand as they are.",
         ),
         "shard": _path("id", {**whole, "maximum": _REVISION_MAX}, "The shard's number."),
-        "member": _path("name", {"type": "string", "pattern": _NAME_PATTERN}, "A node's name."),
-        "node": _path("node", {"type": "string", "pattern": _NAME_PATTERN}, "A node's name."),
+        "member": _path("name", {"type": "string", "pattern": NAME_PATTERN}, "A node's name."),
+        "node": _path("node", {"type": "string", "pattern": NAME_PATTERN}, "A node's name."),
         "timeout": _query(
             "timeout_ms",
             {**whole, "maximum": limits.deadline_ms_max, "default": DEADLINE_MS_DEFAULT},
@@ -89,7 +89,7 @@ def _parameters(limits: Limits) -> Json:
         "expect": _query("expect", {"type": "string"}, "The write happens only if this is the current value."),
         "expectBase64": _query(
             "expect_base64",
-            {"type": "string", "contentEncoding": "base64"},
+            {"type": "string", "contentEncoding": "base64", "pattern": "^([A-Za-z0-9+/]{4})*$"},
             "As expect, for a value that is awkward to percent-encode.",
         ),
         "prefix": _query("prefix", {"type": "string", "maxLength": KEY_BYTES_MAX}, "Keys that begin so."),
@@ -103,8 +103,12 @@ def _parameters(limits: Limits) -> Json:
             "limit", {**whole, "maximum": limits.delete_range_keys_max}, "Keys that one request deletes at most."
         ),
         "routesKeyspace": _query("keyspace", {"type": "string"}, "Only the shards of this keyspace."),
-        "ifMatch": _header("If-Match", "The write happens only if the key's ETag (revision) is this one."),
-        "ifNoneMatch": _header("If-None-Match", "On a write only `*`: the key must be absent. On a read: 304."),
+        "ifMatch": _header(
+            "If-Match", "The write happens only if this is the key's ETag.", pattern='^"[1-9][0-9]{0,18}"$'
+        ),
+        "ifNoneMatch": _header("If-None-Match", "The write happens only if the key is absent.", pattern="^[*]$"),
+        "ifMatchRead": _header("If-Match", "ETags; 412 when the key's is none of them.", pattern=_ETAGS),
+        "ifNoneMatchRead": _header("If-None-Match", "ETags; 304 when the key's is one of them.", pattern=_ETAGS),
         "idempotencyKey": {
             "name": "Idempotency-Key",
             "in": "header",
@@ -134,8 +138,8 @@ def _query(name: str, schema: Json, text: str) -> Json:
     return {"name": name, "in": "query", "schema": schema, "description": text}
 
 
-def _header(name: str, text: str) -> Json:
-    return {"name": name, "in": "header", "schema": {"type": "string"}, "description": text}
+def _header(name: str, text: str, *, pattern: str) -> Json:
+    return {"name": name, "in": "header", "schema": {"type": "string", "pattern": pattern}, "description": text}
 
 
 def _headers() -> Json:
@@ -235,7 +239,7 @@ def _key_operations(limits: Limits) -> Json:
         "headers": headers,
         "content": {RAW: {"schema": {}}, JSON: {"schema": reference("KeyValue")}, MSGPACK: {"schema": {}}},
     }
-    read = ("keyspace", "key", "consistency", "staleness", "timeout", "ifMatch", "ifNoneMatch")
+    read = ("keyspace", "key", "consistency", "staleness", "timeout", "ifMatchRead", "ifNoneMatchRead")
     write = ("keyspace", "key", "expect", "expectBase64", "timeout", "ifMatch", "ifNoneMatch", "idempotencyKey",
              "issuedAt")  # fmt: skip
     not_modified = {"description": "The key's revision is one of If-None-Match.", "headers": headers}

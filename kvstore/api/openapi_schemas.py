@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from kvstore.api.arguments import NAME_PATTERN
 from kvstore.base.errors import Code, Retry
 from kvstore.base.limits import KEY_BYTES_MAX, Limits
 
@@ -117,6 +118,7 @@ def _batch_schemas(limits: Limits) -> Json:
 
 def _cluster_schemas(limits: Limits) -> Json:
     anything = {"type": "object"}
+    filled = {"type": "string", "minLength": 1, "maxLength": 255}
     name_or_null = {"type": ["string", "null"]}
     replica = _object({"node": _TEXT, "role": _TEXT}, closed=False)
     bounds = {"start": _TEXT, "start_base64": _BASE64, "end": _TEXT, "end_base64": _BASE64}
@@ -141,9 +143,9 @@ def _cluster_schemas(limits: Limits) -> Json:
         "Operators": {"type": "array", "items": anything},
         "Limits": _object({name: {"type": "integer"} for name in asdict(limits)}),
         "Health": _object({"status": {"const": "alive"}, "node": _TEXT}),
-        "NodeBody": _object({"node": {"type": "string", "minLength": 1}}),
+        "NodeBody": _object({"node": filled}),
         "Join": _object(
-            {name: {"type": "string", "minLength": 1} for name in ("name", "node_id", "address")},
+            {"name": {"type": "string", "pattern": NAME_PATTERN}, "node_id": filled, "address": filled},
             {"labels": {"type": "object", "additionalProperties": _TEXT}},
         ),
     }
