@@ -56,7 +56,7 @@ class Fault(IntEnum):
     OWN_NODE = 4005  # the node speaks to itself, or to a copy of its directory
     MALFORMED = 4006  # not a hello, or not a frame
     TOO_SLOW = 4007  # the hello took too long
-    WRONG_DIALER = 4008  # of a pair the lower node id dials
+    WRONG_DIALER = 4008  # the other side knows this node and dials it itself
     BUSY = 4009  # too many connections
     REPLACED = 4010  # the same node has connected anew
     LEAVING = 4011  # the node stops, or no longer counts the peer as one
@@ -202,8 +202,6 @@ async def greet_as_listener(
     check_hello(hello, identity, expected="")
     if asked is not purpose:
         raise HelloError(Fault.MALFORMED, "the greeting names another purpose")
-    if purpose is Purpose.RAFT and hello.node > identity.node:
-        raise HelloError(Fault.WRONG_DIALER, "the node with the lower id opens the connection")
     mine = encode_greeting(_hello(identity, to_node=hello.node), purpose, random_source.token_bytes(NONCE_BYTES))
     await socket.send_bytes(mine)
     check_proof(await _receive(socket), secrets, b"dialer", theirs, mine)

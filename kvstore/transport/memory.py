@@ -318,7 +318,7 @@ class MemoryTransport:
             peer.backoff.slow_down()
             self._try_later(peer, peer.backoff.next())
         else:
-            if self.node < peer.node:
+            if self.node < peer.node or self.node not in target._addresses:
                 mine = _End(self, target.node, target.identity.boot)
                 mine.push(partial(self._on_accepted, mine))  # before anything that the other sends
                 target._accept(self, mine)

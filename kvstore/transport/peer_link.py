@@ -1,9 +1,10 @@
 """The node's connections to all its peers, over WebSockets: `PeerTransport` as the node uses it.
 
-There is one connection for Raft traffic per pair of nodes; the one with the lower id dials it. A keeper task per peer
-redials and looks for evidence: whenever there is no connection, *both* sides try a fresh TCP connect, at once and then
-with growing pauses, and report the peer gone when it is refused. So a killed process is noticed within milliseconds,
-and a cut network is not mistaken for it.
+There is one connection for Raft traffic per pair of nodes. Of two that know each other the one with the lower id dials
+it; a node that the other one does not know (it was removed, or the other has not heard of it yet) dials whatever its
+id. A keeper task per peer redials and looks for evidence: whenever there is no connection, *both* sides try a fresh TCP
+connect, at once and then with growing pauses, and report the peer gone when it is refused. So a killed process is
+noticed within milliseconds, and a cut network is not mistaken for it.
 
 Invariant: at most one connection per peer counts. A new one from the same node replaces the old one, as the peer
     dials only when it has lost it (or is a new process, told by its boot id).
@@ -36,6 +37,9 @@ from kvstore.transport.settings import TransportSettings
 from kvstore.transport.snapshot_stream import SnapshotReceiver, SnapshotSender
 
 log = logging.getLogger(__name__)
+
+_WAITS_BEFORE_DIAL = 3
+"""So many pauses the node with the higher id gives the other one to dial; then that one may not know it."""
 
 
 class _Peer:
@@ -197,12 +201,13 @@ class WebSocketTransport:
     async def _keep(self, peer: _Peer) -> None:
         """Redial, or wait for the peer to dial, and look for evidence meanwhile; ends when the peer is forgotten."""
         assert self._handler is not None and self._identity is not None
-        settings, dials = self._settings, self._identity.node < peer.node
+        settings, lower = self._settings, self._identity.node < peer.node
         pause = linger = 0.0
+        waited = 0  # how often somebody was there and did not dial us
         while peer.address is not None and not self._closed:
             peer.changed.clear()
             if peer.connection is not None:
-                pause, linger = await self._until_down(peer), settings.probe_linger_seconds
+                pause, linger, waited = await self._until_down(peer), settings.probe_linger_seconds, 0
                 continue
             reach = await probe(peer.address, seconds_max=settings.probe_seconds_max, linger=linger)
             linger = 0.0
@@ -210,7 +215,10 @@ class WebSocketTransport:
                 continue
             if reach is Reach.REFUSED:
                 self._tell_gone(peer)
-            elif dials:
+            elif not lower and waited < _WAITS_BEFORE_DIAL:
+                waited += reach is Reach.OPEN
+            else:
+                waited = 0
                 if pause:
                     await self._pause(peer, pause)
                 lived = await self._dial(peer)
@@ -258,14 +266,15 @@ class WebSocketTransport:
                 secrets=self._secrets,
                 settings=self._settings,
             ) as dialed:
-                if peer.address != address or self._closed:
+                if peer.address != address or peer.connection is not None or self._closed:
                     return None
                 began = loop.time()
                 await self._carry(dialed.websocket, dialed.hello, dialed.cut)
                 return loop.time() - began
         except HelloError as error:
             self._log_refusal(error, f"node {peer.node[:8]} at {address}")
-            peer.backoff.slow_down()
+            if error.fault is not Fault.WRONG_DIALER:
+                peer.backoff.slow_down()
         except ConnectionError as error:
             log.debug("no connection to node %s: %s", peer.node[:8], error)
         return None
@@ -348,8 +357,11 @@ class WebSocketTransport:
 
     def _admit(self, purpose: Purpose, hello: PeerHello) -> None:
         """The last check of a node that has proved who it is. Raises HelloError."""
+        assert self._identity is not None
         if self._closed:
             raise HelloError(Fault.LEAVING, "the node stops")
+        if purpose is Purpose.RAFT and hello.node > self._identity.node and hello.node in self._addresses:
+            raise HelloError(Fault.WRONG_DIALER, "this node has the lower id and opens the connection")
         stranger = purpose is Purpose.RAFT and hello.node not in self._peers
         if stranger and len(self._peers) >= self._settings.peers_max:
             raise HelloError(Fault.BUSY, "too many peers")
@@ -405,7 +417,9 @@ class WebSocketTransport:
             self._warn(connection.hello.node, f"the connection with {name} was closed by {who}: {ending}")
 
     def _log_refusal(self, error: HelloError, whom: str) -> None:
-        if error.remote:
+        if error.fault is Fault.WRONG_DIALER:
+            log.debug("%s: %s", whom, error)  # nothing is wrong: the dial of the other side comes
+        elif error.remote:
             self._warn(f"{whom} {error.fault}", f"{whom} refused this node: {error}")
         else:
             self._warn(f"{whom} {error.fault}", f"this node refused {whom}: {error}")

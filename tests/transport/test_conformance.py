@@ -244,6 +244,23 @@ async def test_a_node_that_is_no_peer_any_more_is_disconnected(world: World) -> 
     assert world.transport("n1").connected(IDS["n2"])
 
 
+@pytest.mark.parametrize(("unknown", "knows"), [("n1", "n2"), ("n2", "n1")])
+async def test_a_node_that_the_other_one_does_not_know_connects_all_the_same(
+    world: World, unknown: str, knows: str
+) -> None:
+    """One that was removed while it was down must be told so, whichever of the two ids is the lower one."""
+    await world.start(knows)
+    world.transport(knows).set_peers({})
+    await world.start(unknown)
+    await world.handler(knows).until_event("up", IDS[unknown], world.boot(unknown))
+    await world.handler(unknown).until_event("up", IDS[knows], world.boot(knows))
+    assert world.transport(unknown).send(IDS[knows], [heartbeat(1)])
+    await until_count(world.handler(knows), IDS[unknown], 1)
+    world.transport(knows).send_removed(IDS[unknown], 2, 7)
+    await world.handler(unknown).until_event("removed", IDS[knows], 2, 7)
+    await world.start("n3")
+
+
 async def test_a_snapshot_arrives_and_a_refusal_is_told(world: World) -> None:
     await world.start_all()
     chunks = [os.urandom(1_000) for _ in range(30)]

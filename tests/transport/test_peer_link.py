@@ -324,17 +324,27 @@ async def test_evidence_is_repeated_while_it_lasts_and_stops_with_it(pair: tuple
     assert two.handler.events.count(("gone", one.node)) == seen
 
 
-async def test_the_dialer_waits_for_an_address_and_follows_a_new_one() -> None:
+async def test_the_dialer_follows_a_new_address() -> None:
     one, two = Node("n1"), Node("n2")
-    await one.start()
-    await two.start({one.node: one.address})  # the higher id knows, and may not dial
-    assert not two.transport.connected(one.node)
-    one.transport.set_peers({two.node: f"127.0.0.1:{free_port()}"})  # nobody there
+    await one.start({two.node: f"127.0.0.1:{free_port()}"})  # nobody there
+    await two.start()
     await one.handler.until_event("gone", two.node)
     one.transport.set_peers({two.node: two.address})
     await two.handler.until_event("up", one.node, one.boot)
     assert ("gone", one.node) not in two.handler.events
     await stop_all(one, two)
+
+
+async def test_the_higher_node_may_not_dial_one_that_knows_it() -> None:
+    node = Node("n2")
+    await node.start({IDS["n3"]: f"127.0.0.1:{free_port()}"})
+    with pytest.raises(HelloError, match="WRONG_DIALER"):
+        async with raw(node, "n3"):
+            pass
+    node.transport.set_peers({})
+    async with raw(node, "n3"):
+        await node.handler.until_event("up", IDS["n3"], "raw")
+    await node.stop()
 
 
 async def test_closing_while_dialling_is_clean() -> None:
