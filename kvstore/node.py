@@ -330,6 +330,13 @@ class Node:
             },
         )
         metrics.add_gauge(
+            "kvstore_peer_bytes",
+            lambda: {
+                "sent": sum(stats.bytes_sent for stats in transport.stats().values()),
+                "received": sum(stats.bytes_received for stats in transport.stats().values()),
+            },
+        )
+        metrics.add_gauge(
             "kvstore_storage_bytes",
             lambda: (
                 {f"log_{kind}": size for kind, size in stores.log.sizes().items()}

@@ -177,7 +177,7 @@ class LocalCluster:
     async def until(self, true: Callable[[], Awaitable[bool]], *, seconds: float = START_SECONDS_MAX) -> None:
         """Poll until it holds. Raises TimeoutError."""
         async with asyncio.timeout(seconds):
-            while not await true():
+            while not await true():  # noqa: ASYNC110  (the caller's condition may lie anywhere, over several nodes)
                 await asyncio.sleep(0.02)
 
 

@@ -1,7 +1,8 @@
 """Around every request: errors become problem documents, broken invariants end the process, answers are counted.
 
 Invariant: a KVError becomes the problem of its code; an AssertionError or StorageFault goes to `fatal` and is raised
-           on; anything else is a bug, logged once with its traceback, and answered 500 with an unknown outcome.
+           on; a client that went away gets nothing; anything else is a bug, logged once with its traceback, and
+           answered 500 with an unknown outcome.
 """
 
 from __future__ import annotations
@@ -41,10 +42,10 @@ def edge(*, metrics: Metrics, fatal: Fatal) -> Middleware:
             logger.critical("broken invariant in %s %s", request.method, request.path, exc_info=True)
             fatal(error)
             raise
-        except (ConnectionError, RequestPayloadError) as error:
-            logger.debug("client of %s %s went away: %s", request.method, request.path, error)
-            raise ConnectionResetError("the client went away") from error
-        except Exception:
+        except Exception as error:
+            if _went_away(request, error):
+                logger.debug("client of %s %s went away: %s", request.method, request.path, error)
+                raise ConnectionResetError("the client went away") from error
             logger.exception("bug in %s %s", request.method, request.path)
             response = internal_problem()
         if not request.content.is_eof() and response.status != 101:
@@ -54,11 +55,18 @@ def edge(*, metrics: Metrics, fatal: Fatal) -> Middleware:
             route=_route_of(request),
             status=response.status,
             code=response.code.name if type(response) is ProblemResponse else "OK",
-            seconds=now() - started,
+            seconds=now() - started if response.status != 101 else None,
         )
         return response
 
     return around
+
+
+def _went_away(request: web.Request, error: Exception) -> bool:
+    """Whether the error is the client's connection that ended, or a body that broke off."""
+    transport = request.transport
+    gone = transport is None or transport.is_closing()
+    return isinstance(error, RequestPayloadError) or (gone and isinstance(error, ConnectionError))
 
 
 def _route_of(request: web.Request) -> str:

@@ -139,7 +139,7 @@ class BoundedHandler(RequestHandler):
         response = problem(CODES[Code.INVALID], text, status=status)
         response.force_close()
         self._server.metrics.count_http(
-            method="other", route="malformed", status=status, code=Code.INVALID.name, seconds=0.0
+            method="other", route="malformed", status=status, code=Code.INVALID.name, seconds=None
         )
         return response
 

@@ -16,7 +16,7 @@ from kvstore.base.limits import LMDB_MAP_BYTES, VALUE_BYTES_MAX, Limits
 
 
 class ReadMode(StrEnum):
-    """How linearizable reads are made safe: a round of heartbeats each batch, or a leader lease (trusts the clock's rate)."""
+    """How linearizable reads are made safe: a round of heartbeats a batch, or a lease (trusts the clocks' rate)."""
 
     INDEX = "index"
     LEASE = "lease"
@@ -49,7 +49,9 @@ class NodeConfig:
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
-            raise StartRefused(f"--name {self.name!r}: use 1 to 63 letters, digits, dots, dashes, beginning with a letter or digit")
+            raise StartRefused(
+                f"--name {self.name!r}: use 1 to 63 letters, digits, dots, dashes, and begin with a letter or digit"
+            )
         for address in (self.listen, self.advertise_address, *self.initial_cluster.values(), *self.join):
             split_address(address)
         if self.initial_cluster and self.join:

@@ -52,7 +52,9 @@ class CodeInfo:
     hint: str
 
 
-def _row(code: Code, http_status: int, definite: bool, retry: Retry, retry_after_ms: int, meaning: str, hint: str) -> CodeInfo:
+def _row(
+    code: Code, http_status: int, definite: bool, retry: Retry, retry_after_ms: int, meaning: str, hint: str
+) -> CodeInfo:
     return CodeInfo(
         code=code,
         http_status=http_status,
@@ -78,7 +80,7 @@ _ROWS = (
          "Use the descriptors in the answer."),
     _row(Code.UNAVAILABLE, 503, True, Retry.BACKOFF, 100, "No quorum or no leader at the moment.",
          "Retry; if it lasts, kvctl status shows which nodes are missing."),
-    _row(Code.TIMEOUT, 504, False, Retry.BACKOFF, 50, "The deadline passed; the operation may or may not have happened.",
+    _row(Code.TIMEOUT, 504, False, Retry.BACKOFF, 50, "The deadline passed; the operation may have happened or not.",
          "Retry with the same session and sequence (or Idempotency-Key), or read."),
     _row(Code.OVERLOADED, 429, True, Retry.BACKOFF, 100, "Refused early because too much is waiting.",
          "Slow down and retry after the time given."),

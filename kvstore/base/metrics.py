@@ -85,8 +85,6 @@ _COUNTERS: tuple[tuple[str, str, str], ...] = (
     ("raft_messages_received", "kvstore_raft_messages_received", "Raft messages taken from the transport."),
     ("raft_messages_dropped", "kvstore_raft_messages_dropped",
      "Raft messages that were dropped because a peer's queue was full or its link was down; Raft repeats them."),
-    ("peer_bytes_sent", "kvstore_peer_sent_bytes", "Bytes sent to other nodes."),
-    ("peer_bytes_received", "kvstore_peer_received_bytes", "Bytes received from other nodes."),
     ("snapshots_sent", "kvstore_snapshots_sent", "Snapshots that were sent whole to another node."),
     ("snapshots_installed", "kvstore_snapshots_installed", "Snapshots that were installed here."),
     ("sessions_expired", "kvstore_sessions_expired", "Mutations refused with SESSION_EXPIRED while applying."),
@@ -119,6 +117,7 @@ _HISTOGRAMS: tuple[tuple[str, str, str], ...] = (
 _GAUGES: Mapping[str, tuple[str, str]] = {
     "kvstore_queue_depth": ("queue", "Things that wait in a bounded queue: staged, reads, log, flush, peer, ..."),
     "kvstore_queue_bytes": ("queue", "Bytes that wait in a bounded queue."),
+    "kvstore_peer_bytes": ("direction", "Bytes of frames sent to and received from other nodes since the start."),
     "kvstore_raft_groups": ("role", "Raft groups with a replica here by its role; `hibernating` counts sleeping ones."),
     "kvstore_raft_applied_lag": ("shard", "Committed entries that a replica here has not applied yet."),
     "kvstore_storage_bytes": ("kind", "Sizes on disk: log_file, log_used, state_file, state_used, disk_free, ..."),
@@ -148,8 +147,6 @@ class Metrics:
         self.raft_messages_sent = 0
         self.raft_messages_received = 0
         self.raft_messages_dropped = 0
-        self.peer_bytes_sent = 0
-        self.peer_bytes_received = 0
         self.snapshots_sent = 0
         self.snapshots_installed = 0
         self.sessions_expired = 0
@@ -191,9 +188,12 @@ class Metrics:
         key = (kind, code)
         self.stream_requests[key] = self.stream_requests.get(key, 0) + 1
 
-    def count_http(self, *, method: str, route: str, status: int, code: str, seconds: float) -> None:
+    def count_http(self, *, method: str, route: str, status: int, code: str, seconds: float | None) -> None:
+        """`seconds` None: there is no time to tell (a WebSocket that has ended, a request that was none)."""
         key = (method, route, status, code)
         self.http_requests[key] = self.http_requests.get(key, 0) + 1
+        if seconds is None:
+            return
         histogram = self.http_seconds.get(route)
         if histogram is None:
             histogram = self.http_seconds[route] = Histogram()

@@ -1,7 +1,7 @@
 """kvctl's commands on the cluster: status, members, shards, routes, operators, node, replicas.
 
-Invariant: the JSON of `members`, `shards`, `routes` and `operators` is what the REST API answers; other tools rely on
-           its fields (docs/operations.md).
+Invariant: the JSON of `members`, `shards`, `routes` and `operators` has the REST API's fields; other tools rely on them
+           (docs/operations.md).
 """
 
 from __future__ import annotations
@@ -172,19 +172,26 @@ async def members(target: Target) -> None:
 @click.command()
 @kvctl_command
 async def operators(target: Target) -> None:
-    """List the placement driver's plans."""
+    """List what the cluster does about replicas, now and lately."""
     async with _rest(target) as rest:
         content = await rest.get("/v1/operators")
     if target.json:
         print_json(content)
         return
     print_table(
-        ("ID", "SHARD", "KIND", "STEP", "STATE"),
+        ("ID", "KIND", "SHARD", "NODE", "STATE", "REASON"),
         [
-            (str(row.get("id", "")), str(row.get("shard", "")), row.get("kind"), row.get("step"), row.get("state"))
+            (
+                str(row.get("id", "")),
+                row.get("kind"),
+                str(row.get("shard", "")),
+                row.get("node"),
+                row.get("state"),
+                ": ".join(filter(None, (str(row.get("reason", "")), str(row.get("error", ""))))),
+            )
             for row in _list(content, "operators")
         ],
-        empty="no operators at work",
+        empty="no operators, now or lately",
     )
 
 
@@ -203,9 +210,9 @@ def shards(context: click.Context) -> None:
 
 async def _list_shards(target: Target) -> None:
     async with _rest(target) as rest:
-        content = await rest.get("/v1/shards")
+        rows = await _all_shards(rest)
     if target.json:
-        print_json(_list(content, "shards"))
+        print_json(rows)
         return
     print_table(
         ("SHARD", "KEYSPACE", "START", "END", "EPOCH", "LEADER", "REPLICAS", ">SIZE"),
@@ -220,10 +227,34 @@ async def _list_shards(target: Target) -> None:
                 _replicas_text(row.get("replicas")),
                 bytes_text(_number(row, "approximate_bytes")),
             )
-            for row in _list(content, "shards")
+            for row in rows
         ],
         empty="no shards",
     )
+
+
+async def _all_shards(rest: Rest) -> list[dict[str, Any]]:
+    """Every shard once, as its leader has it: a node knows of those only that it has a replica of."""
+    members = await _members_of(rest)
+    answers = await asyncio.gather(*(_shards_of(rest, str(member.get("address"))) for member in members))
+    if all(answer is None for answer in answers):
+        return _list(await rest.get("/v1/shards"), "shards")  # says what is wrong
+    best: dict[int, tuple[tuple[int, int, int, bool], dict[str, Any]]] = {}
+    for member, answer in zip(members, answers, strict=True):
+        for row in answer or ():
+            epoch = row.get("epoch", {})
+            is_leader = row.get("leader") == member.get("name")
+            rank = (int(row.get("term", 0)), epoch.get("version", 0), epoch.get("conf", 0), is_leader)
+            if row["id"] not in best or rank > best[row["id"]][0]:
+                best[row["id"]] = (rank, row)
+    return [row for _, (_, row) in sorted(best.items())]
+
+
+async def _shards_of(rest: Rest, address: str) -> list[dict[str, Any]] | None:
+    try:
+        return _list(await rest.get_from(f"http://{address}", "/v1/shards"), "shards")
+    except (NotReached, CommandFailed):
+        return None
 
 
 def _epoch(epoch: Any) -> str:
@@ -302,9 +333,10 @@ def node() -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @kvctl_command
 async def node_remove(target: Target, name: str, yes: bool) -> None:
-    """Take the node NAME out of the cluster, for good: its replicas are removed and it may not come back as it is.
+    """Take a node out of the cluster, for good.
 
-    A node that is only to be restarted needs nothing of the kind.
+    Its replicas are built on other members where there are any, and it may not come back as it is. A node that is only
+    to be restarted needs nothing of the kind.
     """
     if not yes and sys.stdin.isatty():
         click.confirm(f"Remove {name} for good?", abort=True, err=True)
@@ -323,7 +355,10 @@ def replicas() -> None:
 @click.argument("on_node", metavar="NODE")
 @kvctl_command
 async def replicas_add(target: Target, shard: int, on_node: str) -> None:
-    """Add a replica of SHARD on NODE: a learner that catches up, then a voter."""
+    """Put a replica of SHARD on NODE.
+
+    It learns first and votes when it has caught up. Where a shard then has more than three, the cluster takes one off.
+    """
     async with _rest(target) as rest:
         answer = await rest.change("POST", f"/v1/shards/{shard}/replicas", {"node": on_node})
     _done(target, answer, f"shard {shard} has a replica on {on_node}")
@@ -334,7 +369,10 @@ async def replicas_add(target: Target, shard: int, on_node: str) -> None:
 @click.argument("on_node", metavar="NODE")
 @kvctl_command
 async def replicas_remove(target: Target, shard: int, on_node: str) -> None:
-    """Remove the replica of SHARD on NODE."""
+    """Take the replica of SHARD off NODE.
+
+    Where less than three are left, the cluster puts one on another member, if there is one.
+    """
     async with _rest(target) as rest:
         answer = await rest.change("DELETE", f"/v1/shards/{shard}/replicas/{quote(on_node, safe='')}")
     _done(target, answer, f"shard {shard} has no replica on {on_node} any more")

@@ -15,13 +15,16 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from kvstore.base.errors import StartRefused
 from kvstore.cli import logs
 from kvstore.cli.settings import SETTINGS, ServeSettings, resolve
+
+if TYPE_CHECKING:
+    from kvstore.node import Node
 
 log = logging.getLogger("kvstore.serve")
 
@@ -91,13 +94,13 @@ async def run_node(settings: ServeSettings) -> int:
     try:
         await _first_of(starting, told, node.fatal)
         if node.fatal.done():
-            _die(node.fatal.result())
+            await _die(node)
         if starting.done():
             starting.result()
             log.info("serving", extra={"address": settings.config.advertise_address})
             await _first_of(told, node.fatal)
             if node.fatal.done():
-                _die(node.fatal.result())
+                await _die(node)
             await node.stop()
         else:
             starting.cancel()  # which undoes what it began
@@ -112,8 +115,15 @@ async def _first_of(*futures: asyncio.Future[Any]) -> None:
     await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
 
 
-def _die(error: BaseException) -> NoReturn:
-    """A failed fsync or a broken invariant: end now, without a farewell that might write more."""
+async def _die(node: Node) -> NoReturn:
+    """A failed fsync or a broken invariant: end now, without a farewell that might write more.
+
+    A node that its cluster does not want (any more) is no such case: that is said in one line.
+    """
+    error = node.fatal.result()
+    if isinstance(error, StartRefused):
+        await node.stop()
+        raise error
     log.critical("fatal, the node ends now", exc_info=error)
     logging.shutdown()
     os._exit(1)

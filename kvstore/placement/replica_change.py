@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 
 from kvstore.base.errors import NotFound, NotLeader, Unavailable
+from kvstore.base.shards import Replica as ReplicaPlace
 from kvstore.base.shards import ReplicaRole
 from kvstore.replica.host_driver import HostDriver
 from kvstore.replica.membership import ConfContext, encode_context
@@ -23,7 +23,6 @@ from raft import ConfChange, ConfChangeKind, ConfChangeSingle, ConfTransition, R
 logger = logging.getLogger(__name__)
 
 FOUNDERS_IDS_MAX = 1_000
-POLL_SECONDS = 0.02
 CATCH_UP_ENTRIES = 64  # a learner this near to the commit index is caught up
 
 
@@ -45,7 +44,7 @@ class ReplicaChange:
                 return
             else:
                 replica_id = place.replica_id
-            await self._until(lambda: self._caught_up(replica_id))
+            await self._host.until(lambda: self._caught_up(replica_id))
             await self._change(ConfChangeSingle(ConfChangeKind.ADD_VOTER, replica_id))
 
     async def remove(self, node: str) -> None:
@@ -79,18 +78,14 @@ class ReplicaChange:
             raise Unavailable(f"shard {self._group} takes no change now: {error}") from None
         self._host.mark(replica)
         logger.info("group %d: %s replica %d proposed at %d", self._group, single.kind.name, single.replica_id, index)
-        await self._until(lambda: self._leader().raw.applied >= index)
+        await self._host.until(lambda: self._leader().raw.applied >= index)
         await self._settled()
         return index
 
     async def _settled(self) -> Replica:
         """Once everything in the log is applied and the configuration is not joint: the core takes a change."""
-        await self._until(lambda: not self._leader().raw.conf_state.voters_outgoing)
+        await self._host.until(lambda: not self._leader().raw.conf_state.voters_outgoing)
         return self._leader()
-
-    async def _until(self, true: Callable[[], bool]) -> None:
-        while not true():
-            await asyncio.sleep(POLL_SECONDS)
 
     def _caught_up(self, replica_id: int) -> bool:
         replica = self._leader()
@@ -103,7 +98,7 @@ class ReplicaChange:
             raise NotLeader(f"this node does not lead shard {self._group}")
         return replica
 
-    def _descriptor_place(self, node: str):  # type: ignore[no-untyped-def]
+    def _descriptor_place(self, node: str) -> ReplicaPlace | None:
         state = self._leader().state
         assert state is not None
         return state.descriptor.replica_on(node)

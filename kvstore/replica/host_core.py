@@ -1,7 +1,8 @@
 """All Raft groups of one node, advanced together: who has something to do, and what the node must do for them.
 
-`pump` asks every dirty replica for its Ready and folds all of them into one `Effects`: one log transaction, one message
-batch for each peer. The driver starts those, then calls `apply`. What must wait for the disk comes back by `on_durable`.
+`pump` asks every dirty replica for its Ready and folds all of them into one `Effects`: one log transaction, one
+message batch for each peer. The driver starts those, then calls `apply`. What must wait for the disk comes back by
+`on_durable`.
 
     stage / step / tick  ->  dirty  ->  pump  ->  Effects  ->  driver: send, submit to the log thread
                                         apply  <-  committed entries, read states
@@ -77,7 +78,7 @@ class HostCore:
     # -- input -----------------------------------------------------------------------------------------------------
 
     def tick(self, now_ms: int) -> None:
-        self.deadlines.sweep(now_ms)
+        self.environment.metrics.proposals_expired += self.deadlines.sweep(now_ms)
         for replica in self.replicas.values():
             replica.tick(now_ms)
             if replica.raw.has_ready() or replica.reads.waiting or replica.healing.healed:
@@ -176,11 +177,17 @@ class HostCore:
     def apply(self, effects: Effects) -> None:
         """Execute what is committed. Called after the effects were started, so that disk and peers work meanwhile."""
         metrics = self.environment.metrics
+        perf = self.environment.perf
+        began = perf()
+        committed = 0
         for replica, ready in effects.readys:
-            metrics.commits += len(ready.committed)
+            committed += len(ready.committed)
             replica.apply(ready)
             if replica.raw.has_ready():
                 self.mark(replica)
+        if committed:
+            metrics.commits += committed
+            metrics.apply_seconds.observe(perf() - began)
 
     def on_durable(self, persisted: list[Persisted]) -> Outbox:
         """Hand out the acks, and give the messages that waited for them."""

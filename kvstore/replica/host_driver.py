@@ -12,9 +12,11 @@ Called by: kvstore/node.py.   Read first: host_core.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
 
+from kvstore.base.errors import Unavailable
 from kvstore.replica.environment import Environment
 from kvstore.replica.flush import Flusher
 from kvstore.replica.host_core import HostCore, Outbox, Persisted
@@ -43,7 +45,7 @@ class HostDriver:
         self.flusher = Flusher(self.core, environment)
         self.snapshots = Snapshots(self.core, environment, self.lifecycle, self.flusher, self.schedule_pump)
         self.on_fatal = on_fatal
-        self.on_turn: Callable[[], None] | None = None  # the router's wish to look at roles after each pump
+        self._watchers: list[asyncio.Future[None]] = []  # who waits for something that a turn may bring
         self._loop = asyncio.get_running_loop()
         self._pump_scheduled = False
         self._tick_handle: asyncio.TimerHandle | None = None
@@ -77,15 +79,28 @@ class HostDriver:
             if replica.transfer_away():
                 self.core.mark(replica)
         self.schedule_pump()
-        deadline = self._loop.time() + TRANSFER_SECONDS_MAX
-        while self._loop.time() < deadline and any(
-            replica.raw.status().transfer_target for replica in self.core.replicas.values() if replica.is_leader
-        ):
-            await asyncio.sleep(self.environment.config.tick_ms / 1_000)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(TRANSFER_SECONDS_MAX):
+                await self.until(lambda: not self._transferring())
+
+    def _transferring(self) -> bool:
+        return any(one.is_leader and one.raw.status().transfer_target for one in self.core.replicas.values())
+
+    async def until(self, true: Callable[[], bool]) -> None:
+        """Wait until it holds, looking after every turn. Raises what `true` raises; Unavailable at the node's stop."""
+        while not true():
+            if self._closed:
+                raise Unavailable("the node is stopping")
+            watcher: asyncio.Future[None] = self._loop.create_future()
+            self._watchers.append(watcher)
+            await watcher
 
     def halt(self) -> None:
         """Do nothing any more, from this moment on (a crash, as far as others can tell)."""
         self._closed = True
+        for watcher in self._watchers:
+            if not watcher.done():
+                watcher.set_result(None)
         if self._tick_handle is not None:
             self._tick_handle.cancel()
 
@@ -141,8 +156,10 @@ class HostDriver:
         self._destroy_removed()
         if self.core.dirty:
             self.schedule_pump()
-        if self.on_turn is not None:
-            self.on_turn()
+        watchers, self._watchers = self._watchers, []
+        for watcher in watchers:
+            if not watcher.done():
+                watcher.set_result(None)
 
     def _on_durable(self, persisted: list[Persisted]) -> None:
         if self._closed:

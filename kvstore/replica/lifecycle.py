@@ -101,9 +101,10 @@ class Lifecycle:
         log.conf_state = image_conf_state(image)
         if log.identity.damaged_at:
             logger.warning(
-                "group %d: log records behind index %d are lost; this replica does not vote until the leader has healed it",
-                group, log.last_index(),
-            )  # fmt: skip
+                "group %d: log records behind index %d are lost; no vote from here until the leader has healed it",
+                group,
+                log.last_index(),
+            )
         state = ShardState.load(group, image, environment.state_store.sessions(group), environment.state_store)
         return self._make(group, log, state)
 

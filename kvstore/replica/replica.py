@@ -28,7 +28,7 @@ from kvstore.replica.proposals import Proposals
 from kvstore.replica.reads import Reads
 from kvstore.replica.requests import ReadRequest, ReplyTo, WriteRequest, refusal
 from kvstore.state.command import DecodedWrite, Write, decode_payload
-from kvstore.state.shard import ShardState
+from kvstore.state.shard import SESSION_EXPIRED, ShardState
 from kvstore.state.stamp import StampClock
 from kvstore.storage.protocol import GroupLog
 from raft import Entry, EntryKind, RaftError, RawNode, Ready, Role, Status
@@ -120,6 +120,7 @@ class Replica:
             if code is not None:
                 refused = refusal(frame.id, code)
         if refused is not None:
+            self.environment.metrics.proposals_dropped += len(operations) if refused.code == Code.OVERLOADED else 0
             reply(refused)
             return None
         write = Write(
@@ -137,6 +138,7 @@ class Replica:
             size=len(bytes(frame.operations)) + 64,
         )
         if not self.proposals.stage(request):
+            self.environment.metrics.proposals_dropped += len(operations)
             reply(refusal(frame.id, Code.OVERLOADED, "too many writes wait for their proposal"))
             return None
         return request
@@ -161,6 +163,7 @@ class Replica:
             elif self._read_stale(request):
                 return None
         except DamagedRecord as error:
+            self.environment.metrics.damaged_records += 1
             self.fail(f"reading: {error}")
         if self.failed:
             request.answer(self._refuse_here(frame.id))
@@ -257,6 +260,7 @@ class Replica:
                     age_ms = max(0, self.environment.clock.boot_ms() - self.reads.fresh_at_ms)
                     self._serve(request, applied=state.applied_index, age_ms=age_ms)
         except DamagedRecord as error:
+            self.environment.metrics.damaged_records += 1
             self.fail(f"reading at {state.applied_index}: {error}")
 
     # -- one turn --------------------------------------------------------------------------------------------------
@@ -280,8 +284,9 @@ class Replica:
             environment.metrics.clock_jumps += self.stamps.jumps - jumps
             entries = self.proposals.propose(self.raw, stamp=stamp, now=environment.perf())
             if entries:
-                environment.metrics.proposals += len(staged)
-                environment.metrics.entry_commands.observe(len(staged) / entries, entries)
+                commands = sum([len(request.write.operations) for request in staged])
+                environment.metrics.proposals += commands
+                environment.metrics.entry_commands.observe(commands / entries, entries)
         self.reads.begin_round(self.raw, environment.clock.boot_ms())
         return self.raw.ready() if self.raw.has_ready() else None
 
@@ -300,6 +305,7 @@ class Replica:
         except (AssertionError, DamagedRecord) as error:
             applied = self.state.applied_index if self.state else 0
             logger.exception("group %d: applying behind index %d failed; the replica is stopped", self.group, applied)
+            self.environment.metrics.damaged_records += isinstance(error, DamagedRecord)
             self.fail(f"applying behind index {applied}: {error!r}")
             return
         self.serve_reads()
@@ -333,6 +339,7 @@ class Replica:
             environment.metrics.commit_seconds.observe(environment.perf() - own.proposed_at)
             stamp = state.stamp
             for request, results in zip(own.requests, answers, strict=True):
+                environment.metrics.sessions_expired += results.count(SESSION_EXPIRED)
                 request.answer(Results(request.frame_id, stamp, results))
 
     def _apply_conf_change(self, entry: Entry) -> None:
@@ -356,6 +363,7 @@ class Replica:
         raw = self.raw
         self.leader_changes += 1
         self.environment.metrics.leader_changes += 1
+        self.environment.metrics.elections += raw.role == Role.CANDIDATE
         logger.info(
             "group %d: %s in term %d, leader %s",
             self.group,
@@ -378,6 +386,7 @@ class Replica:
 
     def fail(self, reason: str) -> None:
         """Stop this replica; the node and its other shards go on."""
+        logger.error("group %d: the replica is stopped: %s", self.group, reason)
         self.failed = reason
         self.end_requests(f"this replica was stopped: {reason}")
 

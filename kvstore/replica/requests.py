@@ -123,14 +123,17 @@ class Deadlines:
         else:
             waiting.append(request)
 
-    def sweep(self, now_ms: int) -> None:
-        """Expire what is over. Late by at most one slot and one tick."""
+    def sweep(self, now_ms: int) -> int:
+        """Expire what is over, late by at most one slot and one tick; how many writes were told an unknown outcome."""
         current = now_ms // self.slot_ms
         if current - self.next_slot > 4 * len(self.slots) + 64:  # a long pause: visit what there is, not every slot
             over = sorted(slot for slot in self.slots if slot <= current)
         else:
             over = [slot for slot in range(self.next_slot, current + 1) if slot in self.slots]
+        unknown = 0
         for slot in over:
             for request in self.slots.pop(slot):
+                unknown += isinstance(request, WriteRequest) and request.proposed and request.reply is not None
                 request.expire()
         self.next_slot = max(self.next_slot, current + 1)
+        return unknown

@@ -312,11 +312,15 @@ class NodeAdmin:
         except RaftError as error:
             raise Unavailable(str(error)) from None
         self._host.mark(replica)
+        target = place.replica_id
+
+        def decided() -> bool:
+            return replica.raw.leader_id == target or (replica.is_leader and not replica.raw.status().transfer_target)
+
         async with asyncio.timeout(META_TIMEOUT_MS / 1_000):
-            while replica.raw.leader_id != place.replica_id:
-                if replica.is_leader and not replica.raw.status().transfer_target:
-                    raise Unavailable(f"{node} did not take the leadership; is it up and not far behind?")
-                await asyncio.sleep(0.01)
+            await self._host.until(decided)
+        if replica.raw.leader_id != target:
+            raise Unavailable(f"{node} did not take the leadership; is it up and not far behind?")
         return {"shard": shard, "leader": node}
 
     def _led(self, shard: int) -> Replica:

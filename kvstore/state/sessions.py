@@ -8,60 +8,25 @@ Invariant: every answer that was ever kept is known, or its seq is below its ses
            below max(floor, stamp - window). A session is forgotten only when that holds for all that it ever kept.
 Invariant: what is kept depends on the entries applied and on nothing else: expiry and eviction are exact (they take
            the least items by (issued_at, session, seq)), so that a replica that was restarted or installed agrees.
-Invariant: `slice` of a session <= the slice of every answer in it, and of its `newest`. It is a lower bound that is
-           corrected when it comes up, and is not part of the state.
+Invariant: a session is filed in a slice at or before that of its oldest answer (or of its `newest`, if it has none).
+           It is a lower bound that is corrected when it comes up, and is not part of the state.
 Called by: shard.py only.   Source: Raft thesis, 6.3; design of the sessions in docs/state.md.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from heapq import heapify, heappop, heappush
+from heapq import heappop, heappush
 from typing import NamedTuple
 
-import msgspec
-
-from kvstore.base.errors import DamagedRecord
-from kvstore.base.operations import BatchDone, Found, Mismatch, Page, RangeDeleted, Result
+from kvstore.base.operations import Result
+from kvstore.state.session import NO_SEQ, Session, decode_session, encode_session, result_weight
 from kvstore.state.shard_meta import StateLimits
 
-FORMAT = 1
-_FORMAT_BYTE = bytes([FORMAT])
-SLICE_MS = 1_000
+SLICE_MS = 100
 """Expiry looks at whole slices of issued_at, once a slice: an answer stays up to this much longer than its window."""
-_ANSWER_BYTES = 64  # what a structured answer weighs beside its values
-_EMPTY_SEQ = -(1 << 64)  # stands in the order of eviction for a session without answers; no seq can be that low
-
-
-class SessionRecord(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
-    """A session as it is stored; the answers are (seq, issued_at, result) in the order of seq."""
-
-    low: int
-    newest: int
-    answers: list[tuple[int, int, Result]]
-
-
-_encode = msgspec.msgpack.Encoder().encode
-_records = msgspec.msgpack.Decoder(SessionRecord)
-
-
-class Session:
-    """What is known about one client."""
-
-    __slots__ = ("answers", "low", "newest", "slice", "weights")
-
-    def __init__(self, low: int) -> None:
-        self.low = low  # lowest seq that the client still waits for
-        self.newest = 0  # highest issued_at of all that was ever kept; >= that of every answer
-        self.slice = 0  # under which it is filed in Sessions._filed
-        self.answers: dict[int, tuple[int, Result]] = {}  # by seq: (issued_at, result)
-        self.weights: dict[int, int] = {}  # by seq: bytes, of the answers that are more than a number
-
-    def remember(self, seq: int, issued_at: int, result: Result) -> None:
-        """An answer from elsewhere than the execution. The totals of the table are the caller's."""
-        self.answers[seq] = (issued_at, result)
-        if type(result) is not int:
-            self.weights[seq] = result_weight(result)
+EVICTED_FRACTION = 32
+"""When the table is too large, this part of it goes at once: the work is shared by as many entries, and stays short."""
 
 
 class _Visit(NamedTuple):
@@ -122,8 +87,7 @@ class Sessions:
         """Account for `added` answers that the caller has put into session.answers."""
         self.answers += added
         self._changed[session_id] = None
-        if issued_at > session.newest:
-            session.newest = issued_at
+        session.on_added(issued_at)
         at = issued_at // SLICE_MS
         if session_id not in self.table:
             self.table[session_id] = session
@@ -181,7 +145,7 @@ class Sessions:
         for session_id, session in self.table.items():
             self.answers += len(session.answers)
             self.answer_bytes += sum(session.weights.values())
-            self._file(session_id, session, _oldest(session) // SLICE_MS)
+            self._file(session_id, session, session.oldest()[0] // SLICE_MS)
 
     # -- after an entry
 
@@ -199,58 +163,45 @@ class Sessions:
 
     def _expire(self, expired: int) -> None:
         """Drop all answers issued in a slice below `expired`, and the sessions that have nothing else."""
+        bound = expired * SLICE_MS
         for at in [at for at in self._filed if at < expired]:
             for session_id in self._filed.pop(at):
                 session = self.table[session_id]
-                bound = expired * SLICE_MS
                 if session.newest < bound:
                     self._forget(session_id, session)
                     continue
-                for seq in [seq for seq, (issued_at, _) in session.answers.items() if issued_at < bound]:
-                    self._drop(session_id, session, seq)
-                self._file(session_id, session, _oldest(session) // SLICE_MS)
+                while (item := session.oldest())[0] < bound:
+                    self._drop(session_id, session, item[1])
+                self._file(session_id, session, item[0] // SLICE_MS)
 
     def _evict(self) -> None:
-        """Drop the oldest until there is room again for a while, and raise the floor to the last one dropped.
-
-        More than needed is dropped (an eighth), so that the search for the oldest is not made for every entry.
-        """
-        answers_keep = self.limits.answers_max - self.limits.answers_max // 8
-        bytes_keep = self.limits.answer_bytes_max - self.limits.answer_bytes_max // 8
+        """Drop the oldest until there is room again for a while, and raise the floor to the last one dropped."""
+        limits = self.limits
+        answers_keep = limits.answers_max - limits.answers_max // EVICTED_FRACTION
+        bytes_keep = limits.answer_bytes_max - limits.answer_bytes_max // EVICTED_FRACTION
+        heap: list[tuple[int, bytes, int]] = []  # the oldest item of each session that was looked at
+        at = min(self._filed)
         while self._exceeds(answers_keep, bytes_keep):
-            at = min(self._filed)
-            visited = self._filed.pop(at)
-            items = self._items(visited, at)
-            while items and self._exceeds(answers_keep, bytes_keep):
-                issued_at, session_id, seq = heappop(items)
-                session = self.table[session_id]
-                self.floor = max(self.floor, issued_at)
-                if seq != _EMPTY_SEQ:
-                    self._drop(session_id, session, seq)
-                if not session.answers:
-                    if session.newest <= self.floor:
-                        self._forget(session_id, session)
-                    elif session.newest // SLICE_MS == at:
-                        heappush(items, (session.newest, session_id, _EMPTY_SEQ))
-            for session_id in visited:
-                if (left := self.table.get(session_id)) is not None:
-                    self._file(session_id, left, _oldest(left) // SLICE_MS)
+            while self._filed and (not heap or at <= heap[0][0] // SLICE_MS):
+                for session_id in self._filed.pop(at):
+                    issued_at, seq = self.table[session_id].oldest()
+                    heappush(heap, (issued_at, session_id, seq))
+                at = min(self._filed, default=0)
+            issued_at, session_id, seq = heappop(heap)
+            session = self.table[session_id]
+            self.floor = max(self.floor, issued_at)
+            if seq != NO_SEQ:
+                self._drop(session_id, session, seq)
+            if not session.answers and session.newest <= self.floor:
+                self._forget(session_id, session)
+            else:
+                issued_at, seq = session.oldest()
+                heappush(heap, (issued_at, session_id, seq))
+        for issued_at, session_id, _ in heap:
+            self._file(session_id, self.table[session_id], issued_at // SLICE_MS)
 
     def _exceeds(self, answers_max: int, answer_bytes_max: int) -> bool:
         return self.answers + len(self.table) > answers_max or self.answer_bytes > answer_bytes_max
-
-    def _items(self, session_ids: Mapping[bytes, None], at: int) -> list[tuple[int, bytes, int]]:
-        """A heap of what these sessions hold in slice `at`, in the order of eviction: (issued_at, session, seq)."""
-        items = []
-        for session_id in session_ids:
-            session = self.table[session_id]
-            for seq, (issued_at, _) in session.answers.items():
-                if issued_at // SLICE_MS == at:
-                    items.append((issued_at, session_id, seq))
-            if not session.answers and session.newest // SLICE_MS == at:
-                items.append((session.newest, session_id, _EMPTY_SEQ))
-        heapify(items)
-        return items
 
     def _drop(self, session_id: bytes, session: Session, seq: int) -> None:
         del session.answers[seq]
@@ -291,51 +242,3 @@ class Sessions:
         assert not self.table
         self.table = {session_id: decode_session(record) for session_id, record in records.items()}
         self._recount()
-
-
-def _oldest(session: Session) -> int:
-    if not session.answers:
-        return session.newest
-    return min([issued_at for issued_at, _ in session.answers.values()])
-
-
-def result_weight(result: Result) -> int:
-    """About how many bytes a result takes in memory; a number or nil counts as nothing."""
-    match result:
-        case Found():
-            return _ANSWER_BYTES + len(result.value)
-        case Mismatch():
-            return _ANSWER_BYTES + result_weight(result.current)
-        case BatchDone():
-            return _ANSWER_BYTES + 16 * len(result.results) + sum(map(result_weight, result.results))
-        case RangeDeleted():
-            return _ANSWER_BYTES + len(result.cursor or b"")
-        case Page():
-            return _ANSWER_BYTES + sum(_ANSWER_BYTES + len(item.key) + len(item.value) for item in result.items)
-        case _:
-            return 0
-
-
-def encode_session(session: Session) -> bytes:
-    """Equal sessions give equal bytes, in whatever order their answers came."""
-    answers = [(seq, issued_at, result) for seq, (issued_at, result) in sorted(session.answers.items(), key=_seq)]
-    return _FORMAT_BYTE + _encode(SessionRecord(session.low, session.newest, answers))
-
-
-def _seq(item: tuple[int, tuple[int, Result]]) -> int:
-    return item[0]
-
-
-def decode_session(data: bytes) -> Session:
-    """Raises DamagedRecord."""
-    if data[:1] != _FORMAT_BYTE:
-        raise DamagedRecord(f"session of unknown format {data[:1].hex() or 'nothing'}; this program reads {FORMAT}")
-    try:
-        record = _records.decode(memoryview(data)[1:])
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise DamagedRecord(f"session cannot be decoded: {error}") from None
-    session = Session(record.low)
-    session.newest = record.newest
-    for seq, issued_at, result in record.answers:
-        session.remember(seq, issued_at, result)
-    return session

@@ -20,7 +20,8 @@ from kvstore.state.apply import ANSWERS_TOO_LARGE, STALE_ROUTE, Executor
 from kvstore.state.command import DecodedWrite, Write
 from kvstore.state.data import ShardData
 from kvstore.state.reads import found, read_page
-from kvstore.state.sessions import Session, Sessions
+from kvstore.state.session import Session
+from kvstore.state.sessions import Sessions
 from kvstore.state.shard_meta import (
     ShardMeta,
     StateLimits,
