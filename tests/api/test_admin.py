@@ -110,8 +110,11 @@ async def test_a_broken_invariant_reaches_the_process(
     assert "broken invariant in PUT" in caplog.text
 
 
-async def test_a_bug_is_logged_and_its_outcome_is_unknown(api: Served, caplog: pytest.LogCaptureFixture) -> None:
-    api.router.fail = KeyError("bug")
+@pytest.mark.parametrize("error", [KeyError("bug"), ConnectionResetError("of another connection"), TimeoutError()])
+async def test_a_bug_is_logged_and_its_outcome_is_unknown(
+    api: Served, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    api.router.fail = error
     document = await api.problem("PUT", "/v1/kv/default/k", data=b"v")
     assert (document["status"], document["outcome"]) == (500, "unknown")
     assert "bug in PUT" in caplog.text
