@@ -69,6 +69,7 @@ class StoreMachine(RuleBasedStateMachine):
         )
         self.submitted = 0
         self.told = 0
+        self.progress = asyncio.Event()
 
     def done(self) -> Callable[[], None]:
         """The callback of the next submission."""
@@ -78,6 +79,7 @@ class StoreMachine(RuleBasedStateMachine):
         def done() -> None:
             assert self.told == number - 1, "callbacks come in the order of the submissions"
             self.told = number
+            self.progress.set()
 
         return done
 
@@ -89,7 +91,8 @@ class StoreMachine(RuleBasedStateMachine):
 
         async def told() -> None:
             while self.told < self.submitted:
-                await asyncio.sleep(0.0002)
+                self.progress.clear()
+                await self.progress.wait()
 
         self.loop.run_until_complete(asyncio.wait_for(told(), 20))
 
