@@ -127,6 +127,8 @@ _GAUGES: Mapping[str, tuple[str, str]] = {
     "kvstore_http_connections": ("kind", "Open connections: all, and those that are client streams."),
 }
 
+_CUMULATIVE = frozenset({"kvstore_peer_bytes"})  # read from a source like a gauge, but only ever rising: a counter
+
 GaugeSource = Callable[[], Mapping[str, float]]
 
 
@@ -228,10 +230,11 @@ class _NodeCollector(Collector):
             histogram: Histogram = getattr(metrics, attribute)
             yield HistogramMetricFamily(name, text, buckets=histogram.cumulative(), sum_value=histogram.sum)
         for name, (label, text) in _GAUGES.items():
-            gauge = GaugeMetricFamily(name, text, labels=(label,))
+            family = CounterMetricFamily if name in _CUMULATIVE else GaugeMetricFamily
+            values = family(name, text, labels=(label,))
             for value, number in sorted(metrics.gauge(name).items()):
-                gauge.add_metric((value,), number)
-            yield gauge
+                values.add_metric((value,), number)
+            yield values
         yield from self._requests()
 
     def _requests(self) -> Iterator[Metric]:
