@@ -1,0 +1,242 @@
+"""A cluster of real `kvstore serve` processes that can be killed, paused, stopped and started again.
+
+Invariant: no process outlives the context: it is killed at its end, and by the kernel should the tests die before that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import random
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import aiohttp
+
+from kvstore.cli.dev_processes import environment
+from kvstore.client import Client
+
+START_SECONDS_MAX = 30.0
+STOP_SECONDS_MAX = 15.0
+POLL_SECONDS = 0.02
+# Below the range of ports that the kernel gives to outgoing connections, or one of them might take a stopped node's.
+PORTS = range(20_000, 32_000)
+_PR_SET_PDEATHSIG = 1
+
+
+def free_port() -> int:
+    while True:
+        port = random.SystemRandom().choice(PORTS)
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+
+
+def _die_with_parent() -> Callable[[], None]:
+    prctl = ctypes.CDLL(None, use_errno=True).prctl  # looked up before the fork: nothing may be loaded in the child
+
+    def in_child() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+    return in_child
+
+
+class NodeProcess:
+    """One `kvstore serve`; its output is in `log`, over all its lives."""
+
+    def __init__(self, name: str, folder: Path, *, port: int, flags: Sequence[str]) -> None:
+        """`folder`: what the data directory (called like the node) and the log go to."""
+        self.name = name
+        self.address = f"127.0.0.1:{port}"
+        self.data = folder / name
+        self.log = folder / f"{name}.log"
+        self._flags = list(flags)
+        self._process: asyncio.subprocess.Process | None = None
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.returncode is None
+
+    async def start(self, *flags: str) -> None:
+        """Begin to run; `flags` come behind those given at first. It is not ready yet."""
+        assert not self.running, f"{self.name} runs already"
+        command = (sys.executable, "-m", "kvstore.cli", "serve", "--name", self.name, "--data", str(self.data))
+        with self.log.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *command, "--listen", self.address, *self._flags, *flags,
+                stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
+                env=environment(os.environ), preexec_fn=_die_with_parent(),
+            )  # fmt: skip
+
+    def send(self, number: signal.Signals) -> None:
+        if self.running:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    async def ended(self, seconds: float = STOP_SECONDS_MAX) -> int:
+        """Its exit code, negative for a signal. Raises TimeoutError."""
+        assert self._process is not None
+        async with asyncio.timeout(seconds):
+            return await self._process.wait()
+
+    async def kill(self) -> None:
+        self.send(signal.SIGKILL)
+        if self._process is not None:
+            await self.ended()
+
+    async def stop(self) -> int:
+        """Gracefully; the exit code."""
+        self.send(signal.SIGTERM)
+        return await self.ended()
+
+    def output(self, since: int = 0) -> list[str]:
+        """The lines of its log from byte `since` on."""
+        return self.log.read_bytes()[since:].decode("utf-8", "replace").splitlines() if self.log.exists() else []
+
+    @property
+    def output_bytes(self) -> int:
+        return self.log.stat().st_size if self.log.exists() else 0
+
+
+class ProcessCluster:
+    """Nodes n1, n2, ... in processes of their own."""
+
+    def __init__(self, folder: Path, nodes: int = 3, *, flags: Sequence[str] = ()) -> None:
+        ports = [free_port() for _ in range(nodes)]
+        while len(set(ports)) < nodes:
+            ports = [free_port() for _ in range(nodes)]
+        names = [f"n{number}" for number in range(1, nodes + 1)]
+        founders = ",".join(f"{name}=127.0.0.1:{port}" for name, port in zip(names, ports, strict=True))
+        founding = ["--initial-cluster", founders] if nodes > 1 else []
+        self.folder = folder
+        self._flags = list(flags)
+        self.nodes = {
+            name: NodeProcess(name, folder, port=port, flags=[*founding, *flags])
+            for name, port in zip(names, ports, strict=True)
+        }
+        self._http: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        self._http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2))
+        try:
+            await self.start(*self.nodes)
+            await self.wait_ready()
+        except BaseException:
+            await self._end()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._end()
+
+    async def _end(self) -> None:
+        for node in self.nodes.values():
+            node.send(signal.SIGKILL)
+        await asyncio.gather(*(node.kill() for node in self.nodes.values()))
+        if self._http is not None:
+            await self._http.close()
+
+    def __getitem__(self, name: str) -> NodeProcess:
+        return self.nodes[name]
+
+    @property
+    def endpoints(self) -> list[str]:
+        return [node.address for node in self.nodes.values()]
+
+    def client(self, **options: Any) -> Client:
+        """To be used as a context."""
+        return Client(self.endpoints, **options)
+
+    def joining(self, name: str, *, folder: Path | None = None) -> NodeProcess:
+        """A node that is to join the ones that run; it ends with the cluster. It is not started yet."""
+        others = ",".join(node.address for node in self.nodes.values() if node.running)
+        node = NodeProcess(name, folder or self.folder, port=free_port(), flags=["--join", others, *self._flags])
+        self.nodes[name] = node
+        return node
+
+    # -- life and death
+
+    async def start(self, *names: str) -> None:
+        await asyncio.gather(*(self.nodes[name].start() for name in names))
+
+    async def kill(self, *names: str) -> None:
+        """SIGKILL, all at the same moment."""
+        for name in names:
+            self.nodes[name].send(signal.SIGKILL)
+        await asyncio.gather(*(self.nodes[name].ended() for name in names))
+
+    # -- asking
+
+    async def get(self, name: str, path: str) -> Any:
+        """The JSON that the node answers, None where it does not answer 200."""
+        assert self._http is not None
+        try:
+            async with self._http.get(f"http://{self.nodes[name].address}{path}") as response:
+                return await response.json() if response.status == 200 else None
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            return None
+
+    async def post(self, name: str, path: str) -> Any:
+        assert self._http is not None
+        async with self._http.post(f"http://{self.nodes[name].address}{path}") as response:
+            body = await response.json()
+            assert response.status < 300, body
+            return body
+
+    async def wait_ready(self, *names: str, seconds: float = START_SECONDS_MAX) -> None:
+        """Until these (none named: all that run) can commit and read."""
+        wanted = names or tuple(name for name, node in self.nodes.items() if node.running)
+
+        async def ready(name: str) -> bool:
+            node = self.nodes[name]
+            assert node.running, f"{name} has ended: {node.output()[-3:]}"
+            return await self.get(name, "/readyz") is not None
+
+        await asyncio.gather(*(until(lambda name=name: ready(name), seconds=seconds) for name in wanted))
+
+    async def leader(self, shard: int = 2) -> str:
+        """The name of the node that leads the shard, as most recently elected."""
+        found = ""
+
+        async def led() -> bool:
+            nonlocal found
+            best = 0
+            for name, node in self.nodes.items():
+                row = await self.replica(name, shard) if node.running else None
+                if row is not None and row["role"] == "leader" and row["term"] > best:
+                    found, best = name, row["term"]
+            return best > 0
+
+        await until(led)
+        return found
+
+    async def replica(self, name: str, shard: int = 2) -> dict[str, Any] | None:
+        """What the node's status tells of its replica."""
+        status = await self.get(name, "/v1/status")
+        rows = [row for row in status["shards"] if row["id"] == shard] if status else []
+        return rows[0] if rows else None
+
+
+async def until(true: Callable[[], Any], *, seconds: float = START_SECONDS_MAX) -> float:
+    """Poll a coroutine function until it says yes; the seconds that took. Raises TimeoutError."""
+    began = time.monotonic()
+    async with asyncio.timeout(seconds):
+        while not await true():
+            await asyncio.sleep(POLL_SECONDS)
+    return time.monotonic() - began
