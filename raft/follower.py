@@ -39,7 +39,6 @@ def on_append(core: Core, message: Message) -> None:
             reject=True,
             reject_hint=hint,
             log_term=hint_term,
-            lost=core.barred,
         )
     )
 
@@ -53,7 +52,7 @@ def _acknowledge(core: Core, leader_id: int, index: int) -> None:
             if last.index < index:
                 last.index = index
             return
-    core.send_durable(Message(MessageType.APPEND_REPLY, to_id=leader_id, index=index, lost=core.barred))
+    core.send_durable(Message(MessageType.APPEND_REPLY, to_id=leader_id, index=index))
 
 
 def on_heartbeat(core: Core, message: Message) -> None:

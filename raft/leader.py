@@ -54,11 +54,9 @@ def send_appends(core: Core, peer_id: int, progress: Progress) -> None:
         low = progress.next
         fresh = low <= last_index and not progress.inflights.full
         if not fresh and not progress.append_due:
-            if not progress.wants_commit(log.commit):
-                return
-            if progress.match >= log.commit:
+            if progress.wants_commit(log.commit):
                 _send_commit(core, peer_id, progress)
-                return
+            return
         try:
             log_term = log.term(low - 1)
             entries = log.slice(low=low, high=last_index + 1, bytes_max=core.config.append_bytes_max) if fresh else []
@@ -72,25 +70,31 @@ def send_appends(core: Core, peer_id: int, progress: Progress) -> None:
 
 def _send_append(core: Core, peer_id: int, progress: Progress, *, log_term: int, entries: list[Entry]) -> None:
     index = progress.next - 1
+    commit = core.log.commit
     core.send(
         Message(
-            MessageType.APPEND,
-            to_id=peer_id,
-            index=index,
-            log_term=log_term,
-            commit=core.log.commit,
-            entries=tuple(entries),
+            MessageType.APPEND, to_id=peer_id, index=index, log_term=log_term, commit=commit, entries=tuple(entries)
         )
     )
-    progress.sent_commit = core.log.commit
-    progress.on_sent(last_index=index + len(entries), count=len(entries), size=payload_bytes(entries))
+    last_index = index + len(entries)
+    progress.on_sent(last_index=last_index, count=len(entries), size=payload_bytes(entries), commit=commit)
 
 
 def _send_commit(core: Core, peer_id: int, progress: Progress) -> None:
-    """The commit index and nothing else, to a peer that is known to have all of it: no answer wanted. Should it get
+    """The commit index and nothing else, to a peer that is known to have that much: no answer wanted. Should it get
     lost, the next heartbeat of the tick tells it again."""
-    progress.sent_commit = core.log.commit
-    core.send(Message(MessageType.HEARTBEAT, to_id=peer_id, commit=core.log.commit))
+    commit = min(progress.match, core.log.commit)
+    progress.sent_commit = commit
+    core.send(Message(MessageType.HEARTBEAT, to_id=peer_id, commit=commit))
+
+
+def _send_last_commit(core: Core, peer_id: int, progress: Progress) -> None:
+    """To a peer that this leader will not hear from any more: the commit index, behind what is in flight to it."""
+    log = core.log
+    index = progress.next - 1
+    if progress.state != ProgressState.REPLICATE or progress.sent_commit >= log.commit or index < log.first_index:
+        return
+    core.send(Message(MessageType.APPEND, to_id=peer_id, index=index, log_term=log.term(index), commit=log.commit))
 
 
 def _send_snapshot(core: Core, peer_id: int, progress: Progress) -> None:
@@ -190,15 +194,14 @@ def on_append_reply(core: Core, message: Message, progress: Progress) -> None:
     if message.index > log.last_index:
         raise StepRefused("the peer acknowledges what this leader does not have")
     lead = leading(core)
-    if message.lost and message.index < progress.match:
-        progress.restart(hint=message.index)
     news = progress.maybe_update(message.index)
     state = progress.state
     if state == ProgressState.REPLICATE:
         if news:
             progress.inflights.free_to(message.index)
     elif state == ProgressState.PROBE:
-        if news or message.index == progress.match:
+        # An old answer without news is none to the probe (unless that was empty): the pipeline would begin with each.
+        if news or (progress.probe_empty and message.index == progress.match):
             progress.become_replicate()
     elif progress.match + 1 >= log.first_index:
         # Good enough to go on from the log, wherever it got that from.
@@ -207,18 +210,17 @@ def on_append_reply(core: Core, message: Message, progress: Progress) -> None:
     if news:
         maybe_commit(core)
         maybe_finish_transfer(core, message.from_id, progress)
-    lead.send_due = True
+    if progress.has_work(last_index=log.last_index, commit=log.commit):
+        lead.send_due = True
 
 
 def _on_append_rejected(core: Core, message: Message, progress: Progress) -> None:
     """The peer does not have (index, its term); it says where its log could agree with ours."""
     hint = message.reject_hint
     if hint < progress.match:
-        # The peer has everything up to `match`, so it could agree there. Either this was sent before it had, together
-        # with dozens of others after one loss, and each would begin the pipeline anew; or it has lost something.
-        if message.lost:
-            progress.restart(hint=hint)
-            leading(core).send_due = True
+        # The peer has everything up to `match`, so it could agree there: this was sent before it had, together with
+        # dozens of others after one loss, and each would begin the pipeline anew. (Or it has lost something; then
+        # its answer to the next heartbeat says so.)
         return
     if message.log_term > 0:
         # Nothing of ours with a higher term than the peer's there can be the peer's either.
@@ -232,10 +234,10 @@ def _on_append_rejected(core: Core, message: Message, progress: Progress) -> Non
 def on_heartbeat_reply(core: Core, message: Message, progress: Progress) -> None:
     lead = leading(core)
     progress.recent_active = True
-    if message.lost and message.index < progress.match:
-        progress.restart(hint=message.index)
-        lead.send_due = True
     if progress.beat_due:
+        # Once a beat: where messages are reordered, old answers would begin it all again and again.
+        if message.lost and message.index < progress.match:
+            progress.restart(hint=message.index)
         progress.on_beat_answered(last_index=core.log.last_index)
         lead.send_due = True
     number = min(decode_round(message.context), lead.read_only.newest_round)
@@ -355,10 +357,16 @@ def maybe_leave_joint(core: Core) -> None:
         propose_change(core, ConfChange())
 
 
-def on_conf_adopted(core: Core) -> None:
-    """The membership that this leader counts with has changed."""
-    if not core.tracker.is_voter(core.id):
-        flush(core)  # the others shall hear of the commit before this leader goes
+def adopt_change(core: Core, change: ConfChange) -> None:
+    """The membership that this leader counts with changes. Raises ConfChangeRefused."""
+    before = core.tracker.peers
+    core.adopt_change(change)
+    stays = core.tracker.is_voter(core.id)
+    for peer_id, progress in before:
+        # Who goes shall know that, as far as it can be told; and when the leader goes, all others what is committed.
+        if not stays or peer_id not in core.tracker.progress:
+            _send_last_commit(core, peer_id, progress)
+    if not stays:
         core.become_follower(core.term, NO_REPLICA)
         return
     lead = leading(core)

@@ -35,6 +35,8 @@ class Progress:
     """Heard from since the last check of the quorum."""
     paused: bool = False
     """PROBE only: the one append is out; the answer, or that to a heartbeat of the tick, ends it."""
+    probe_empty: bool = False
+    """PROBE only: the one that is out has no entries, so its answer brings no news."""
     append_due: bool = False
     """An append must go even if it is empty: it makes the peer say what it lacks after a loss."""
     beat_due: bool = False
@@ -47,7 +49,7 @@ class Progress:
     pending_snapshot: int = 0
     """SNAPSHOT only: the index of what was sent."""
     sent_commit: int = 0
-    """The highest commit index that was sent along; not ahead of next - 1 in what the peer can use of it."""
+    """The highest commit index that the peer was told and can use: it has, or was sent, the log up to there."""
     acked_round: int = 0
     """The newest heartbeat round that the peer answered in this term."""
     promised_round: int = 0
@@ -87,19 +89,22 @@ class Progress:
     def _reset(self, state: ProgressState, next_index: int) -> None:
         self.state = state
         self.paused = False
+        self.probe_empty = False
         self.pending_snapshot = 0
         self.inflights.reset()
         self.next = next_index
         self.sent_commit = min(self.sent_commit, next_index - 1)
         assert self.match < self.next
 
-    def on_sent(self, *, last_index: int, count: int, size: int) -> None:
+    def on_sent(self, *, last_index: int, count: int, size: int, commit: int) -> None:
         """An append with `count` entries up to `last_index` and `size` payload bytes went out."""
         assert self.state != ProgressState.SNAPSHOT
         self.append_due = False
+        self.sent_commit = max(self.sent_commit, min(commit, last_index))
         if self.state == ProgressState.PROBE:
             # Also after an empty one: it asks a question, and a second one would learn nothing more.
             self.paused = True
+            self.probe_empty = count == 0
         elif count:
             self.next = last_index + 1
             self.inflights.add(last_index=last_index, size=size)
@@ -138,5 +143,9 @@ class Progress:
         self.append_due = True
 
     def wants_commit(self, commit: int) -> bool:
-        """An empty append would tell the peer of commits that it can use and was not told of."""
-        return commit > self.sent_commit and self.sent_commit < self.next - 1
+        """The peer has entries that are committed, and was not told of that."""
+        return self.sent_commit < commit and self.sent_commit < self.match
+
+    def has_work(self, *, last_index: int, commit: int) -> bool:
+        """Something is to be sent, if it may be sent now."""
+        return self.next <= last_index or self.append_due or self.wants_commit(commit)

@@ -118,9 +118,10 @@ class RawNode:
         which a change that this package has proposed always can.
         """
         core = self._core
-        core.adopt_change(change)
         if core.leading is not None:
-            leader.on_conf_adopted(core)
+            leader.adopt_change(core, change)
+        else:
+            core.adopt_change(change)
         return core.tracker.conf
 
     def read_index(self, context: bytes) -> None:

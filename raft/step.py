@@ -65,7 +65,7 @@ def _on_old_term(core: Core, message: Message) -> None:
     kind = message.type
     if kind in VOTE_REQUESTS:
         election.refuse(core, message)
-    elif kind in (MessageType.APPEND, MessageType.HEARTBEAT, MessageType.SNAPSHOT):
+    elif kind in (MessageType.APPEND, MessageType.SNAPSHOT) or (kind == MessageType.HEARTBEAT and message.context):
         # A leader that we have left behind (by a campaign that nobody else joined) would never hear of our term, and
         # we take nothing from it: this makes it step down, and a new election bring us together (thesis, 4.2.3).
         core.send_durable(Message(MessageType.APPEND_REPLY, to_id=message.from_id, reject=True))

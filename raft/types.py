@@ -129,7 +129,7 @@ class Message:
     lease: bool = False
     context: bytes = b""
     snapshot: SnapshotMeta | None = None
-    lost: bool = False  # reply of a replica that lost log records: what it acknowledged before does not count
+    lost: bool = False  # HEARTBEAT_REPLY of a replica that lost log records; index = what is left of its log
 
 
 class Role(IntEnum):

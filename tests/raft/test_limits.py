@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from raft import MessageType, Role, UncommittedLimit
+from raft import MessageType, ProgressState, Role, UncommittedLimit
 from raft.inflights import WINDOW_MIN, Inflights
 from raft.types import ConfChange, ConfChangeKind, ConfChangeSingle
 
@@ -259,3 +259,19 @@ def test_a_leader_without_a_quorum_holds_no_more_than_the_limit() -> None:
         except UncommittedLimit:
             leader.tick(1)
     assert taken == 10
+
+
+def test_old_acknowledgements_do_not_begin_the_pipeline() -> None:
+    """Where messages are reordered and doubled, a refusal makes the leader probe; an acknowledgement that it has had
+    already is no answer to that, and would begin the pipeline, of which the next refusal makes a probe, and so on."""
+    leader = Lone(voters=(1, 2), append_bytes_max=1)
+    leader.lead_with_commit()
+    leader.node.propose_many([b"x"] * 20)
+    leader.drain()
+    leader.acknowledge(2, 2)
+    sent = 0
+    for _ in range(20):
+        sent += len(leader.step(MessageType.APPEND_REPLY, 2, reject=True, index=9, reject_hint=2, log_term=1))
+        sent += len(leader.acknowledge(2, 2))
+    assert sent == 1
+    assert leader.node.status().progress[2].state == ProgressState.PROBE
