@@ -135,11 +135,41 @@ class Node:
     async def _start(self, started_ms: int) -> None:
         stores = self._open_stores()
         self._identity = identity = self._load_identity(stores)
+        environment = self._make_environment(stores, identity)
         peers = PeerClient(secret=self.config.cluster_secret, clock=self.clock)
         self._exits.push_async_callback(peers.close)
         secrets = () if self.config.cluster_secret is None else (self.config.cluster_secret,)
         transport = WebSocketTransport(secrets=secrets, rng=random.Random(self.rng.getrandbits(64)))
+        self._host = host = HostDriver(environment, on_fatal=self._on_fatal)
 
+        listener = self._listener or bind(self.config)
+        server = NodeHttp(self.config, listener, self.clock, self.metrics, founding_state=self.founding_state)
+        self._exits.push_async_callback(server.close)
+        if not identity.cluster:
+            await server.serve_founding()
+        self._identity = identity = await self._belong(stores, host, identity, peers)
+        transport.identify(
+            Identity(cluster=identity.cluster, node=identity.node, name=self.name, boot=environment.boot)
+        )
+        for name, node, address in identity.founders:
+            if node != identity.node:
+                environment.addresses[node] = NodeAddress(name, address)
+
+        router, coordinator = self._make_services(environment, host, transport, peers, started_ms)
+        host.attach(transport)
+        host.start()
+        self._exits.push_async_callback(host.close)
+        await transport.start(host)
+        self._exits.push_async_callback(transport.close)
+        coordinator.learn([])
+        await server.serve(router, self.admin, transport, cluster=identity.cluster, fatal=self._on_fatal)
+        host.campaign_if_alone()
+        self._add_gauges(host, transport, stores)
+        self._spawn(coordinator.run(), "coordinator")
+        self._exits.push_async_callback(coordinator.close)
+        self._spawn(self._watch_disk(environment, stores), "disk-watch")
+
+    def _make_environment(self, stores: _Stores, identity: NodeIdentity) -> Environment:
         environment = Environment(
             config=self.config,
             node=identity.node,
@@ -152,37 +182,31 @@ class Node:
             perf=time.perf_counter,
         )
         environment.addresses[identity.node] = NodeAddress(self.name, self.address)
-        host = HostDriver(environment, on_fatal=self._on_fatal)
-        self._host = host
+        return environment
+
+    def _make_services(
+        self,
+        environment: Environment,
+        host: HostDriver,
+        transport: WebSocketTransport,
+        peers: PeerClient,
+        started_ms: int,
+    ) -> tuple[ShardRouter, Coordinator]:
+        """Router, administration and coordination, which know each other."""
+        assert self._identity is not None
         shard_map = ShardMap(host.core)
         forwarder = Forwarder()
         self._exits.push_async_callback(forwarder.close)
         router = ShardRouter(host, environment, shard_map, forwarder)
-
-        listener = self._listener or bind(self.config)
-        server = NodeHttp(self.config, listener, self.clock, self.metrics, founding_state=self.founding_state)
-        self._exits.push_async_callback(server.close)
-        if not identity.cluster:
-            await server.serve_founding()
-        identity = await self._belong(stores, host, identity, peers)
-        self._identity = identity
-        transport.identify(
-            Identity(cluster=identity.cluster, node=identity.node, name=self.name, boot=environment.boot)
-        )
-        for name, node, address in identity.founders:
-            if node != identity.node:
-                environment.addresses[node] = NodeAddress(name, address)
-
-        admin = NodeAdmin(
+        self._admin = admin = NodeAdmin(
             host,
             environment,
             router,
             peers,
-            cluster=identity.cluster,
+            cluster=self._identity.cluster,
             connected=transport.connected,
             started_ms=started_ms,
         )
-        self._admin = admin
 
         async def ask_members() -> list[MemberRecord]:
             return await self._ask_members(peers, environment, shard_map)
@@ -197,18 +221,7 @@ class Node:
             on_refused=self._on_fatal,
         )
         admin.coordinator = coordinator
-        host.attach(transport)
-        host.start()
-        self._exits.push_async_callback(host.close)
-        await transport.start(host)
-        self._exits.push_async_callback(transport.close)
-        coordinator.learn([])
-        await server.serve(router, admin, transport, cluster=identity.cluster, fatal=self._on_fatal)
-        host.campaign_if_alone()
-        self._add_gauges(host, transport, stores)
-        self._spawn(coordinator.run(), "coordinator")
-        self._exits.push_async_callback(coordinator.close)
-        self._spawn(self._watch_disk(environment, stores), "disk-watch")
+        return router, coordinator
 
     def _open_stores(self) -> _Stores:
         loop = asyncio.get_running_loop()

@@ -111,12 +111,16 @@ class Coordinator:
     # -- knowing the others ----------------------------------------------------------------------------------------
 
     async def _refresh(self) -> None:
+        """From the meta group's state here while it is led; a replica without a leader may have been left behind
+        (or removed), so then whoever can be reached is asked."""
         meta = self._host.core.replicas.get(META_SHARD)
-        if meta is not None and meta.state is not None:
+        members: list[MemberRecord] = []
+        if meta is None or meta.state is None or not meta.raw.leader_id:
+            members = await self._ask_members()
+        meta = self._host.core.replicas.get(META_SHARD)
+        if not members and meta is not None and meta.state is not None:
             members = [member.record for member in read_members(meta.state)]
             self.removed = read_removed(meta.state)
-        else:
-            members = await self._ask_members()
         if members:
             self.members = members
             self.learn(members)
