@@ -12,7 +12,7 @@ from pathlib import Path
 
 import lmdb
 
-from kvstore.base.errors import StartRefused
+from kvstore.base.errors import StartRefused, StorageFault
 from kvstore.base.limits import MIB
 from kvstore.storage.errors import DirectoryLost
 from kvstore.storage.lmdb_file import DATA_FILE, check_data_file
@@ -48,6 +48,18 @@ def grow_map(environment: lmdb.Environment) -> int:
     map_bytes = max(2 * int(environment.info()["map_size"]), _GROW_BYTES_MIN)
     environment.set_mapsize(map_bytes)
     return map_bytes
+
+
+def write_failure(where: object, error: lmdb.Error) -> StorageFault:
+    """What to end the process with. LMDB tells a full disk as an input/output error, so the free space is named."""
+    space = ""
+    if isinstance(where, Path):
+        try:
+            found = os.statvfs(where)
+            space = f" ({found.f_bavail * found.f_frsize} bytes are free on its disk)"
+        except OSError as lost:
+            space = f" ({lost})"
+    return StorageFault(f"{where}: a write transaction failed: {error}{space}")
 
 
 def sizes(environment: lmdb.Environment, folder: Path) -> dict[str, int]:

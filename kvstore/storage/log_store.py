@@ -10,6 +10,7 @@ Called by: the node, which opens it, and the host, which submits.
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +19,13 @@ from typing import TypeVar
 
 import lmdb
 
-from kvstore.base.errors import DamagedRecord, StorageFault
+from kvstore.base.errors import DamagedRecord
 from kvstore.base.limits import LMDB_MAP_BYTES, LOG_CACHE_BYTES
 from kvstore.storage import records
 from kvstore.storage.errors import DirectoryLost
 from kvstore.storage.group_log import GroupLogView
 from kvstore.storage.keys import NODE, LogKind, log_key, parse_log_key
-from kvstore.storage.lmdb_env import grow_map, open_environment, sizes
+from kvstore.storage.lmdb_env import grow_map, open_environment, sizes, write_failure
 from kvstore.storage.protocol import Done, LogWrite, NodeIdentity, OnFatal, ReplicaIdentity
 from kvstore.storage.writer import OnCommit, Writer, WriterThread
 from raft.types import Entry
@@ -68,7 +69,7 @@ MakeWriter = Callable[
 """(commit, idle) -> the writer that calls them."""
 
 
-class EnvLogStore:
+class EnvLogStore(ABC):
     """`protocol.LogStore` over an open environment; `where` names it in errors."""
 
     def __init__(
@@ -238,6 +239,9 @@ class EnvLogStore:
     def queued_bytes(self) -> int:
         return self._queued_bytes
 
+    @abstractmethod
+    def sizes(self) -> Mapping[str, int]: ...
+
     def close(self) -> None:
         self._writer.close()
         self._env.close()
@@ -293,7 +297,7 @@ class EnvLogStore:
                 self._writer.on_loop(self._grow)
                 continue
             except lmdb.Error as error:
-                raise StorageFault(f"{self._where}: writing the log failed: {error}") from error
+                raise write_failure(self._where, error) from error
             self._sweeps = sweeps
             return
 
@@ -358,7 +362,7 @@ class EnvLogStore:
             except lmdb.MapFullError:
                 self._grow()
             except lmdb.Error as error:
-                raise StorageFault(f"{self._where}: writing the log failed: {error}") from error
+                raise write_failure(self._where, error) from error
 
 
 class LmdbLogStore(EnvLogStore):

@@ -11,19 +11,20 @@ Called by: the node, which opens it; the host; the state machine (`get`, `put`, 
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
 import lmdb
 
-from kvstore.base.errors import DamagedRecord, StorageFault
+from kvstore.base.errors import DamagedRecord
 from kvstore.base.limits import LMDB_MAP_BYTES
 from kvstore.storage import records
 from kvstore.storage.chunks import InstallProgress
 from kvstore.storage.errors import DirectoryLost
 from kvstore.storage.keys import DATA, IMAGE, INCOMPLETE, prefix_end, session_end, session_prefix, shard_of
-from kvstore.storage.lmdb_env import grow_map, open_environment, sizes
+from kvstore.storage.lmdb_env import grow_map, open_environment, sizes, write_failure
 from kvstore.storage.memtable import MemTable
 from kvstore.storage.pace import Pace, Pacer
 from kvstore.storage.protocol import Done, OnFatal, Record, ShardChange, ShardImage, SnapshotHeader
@@ -46,7 +47,7 @@ _Submitted = tuple[StateJob, list[int]]
 MakeWriter = Callable[[Callable[[Sequence[_Submitted]], None]], Writer[_Submitted]]
 
 
-class EnvStateStore:
+class EnvStateStore(ABC):
     """`protocol.StateStore` over an open environment; `where` names it in errors."""
 
     def __init__(self, env: lmdb.Environment, where: object, *, pacer: Pace, make_writer: MakeWriter) -> None:
@@ -257,6 +258,9 @@ class EnvStateStore:
     def incomplete(self) -> Mapping[int, tuple[bytes, bytes]]:
         return MappingProxyType(self._incomplete)
 
+    @abstractmethod
+    def sizes(self) -> Mapping[str, int]: ...
+
     def close(self) -> None:
         self._pacer.release()
         self._close_readers()
@@ -290,7 +294,7 @@ class EnvStateStore:
                     # Nothing of the transaction was written; jobs of several transactions may begin anew.
                     self._writer.on_loop(self._grow)
                 except lmdb.Error as error:
-                    raise StorageFault(f"{self._where}: writing the state failed: {error}") from error
+                    raise write_failure(self._where, error) from error
 
     def _grow(self) -> None:
         """On the loop: no reader may be open while the map moves. Snapshots can't be resumed after it."""

@@ -10,6 +10,7 @@ import asyncio
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from kvstore.base.limits import MIB
 from kvstore.storage.log_store import EnvLogStore, LmdbLogStore
@@ -28,7 +29,7 @@ class Backend:
         self.loop = loop
         self.fatal: list[BaseException] = []
 
-    def log(self, **options: int) -> EnvLogStore:
+    def log(self, **options: Any) -> EnvLogStore:
         raise NotImplementedError
 
     def state(self) -> EnvStateStore:
@@ -49,7 +50,7 @@ class MemoryBackend(Backend):
         self.disk = MemoryDisk(latency=lambda: latency)
         self._open: list[LogStore | StateStore] = []
 
-    def log(self, **options: int) -> EnvLogStore:
+    def log(self, **options: Any) -> EnvLogStore:
         store = MemoryLogStore(self.disk, loop=self.loop, on_fatal=self.fatal.append, **options)
         self._open.append(store)
         return store
@@ -80,7 +81,7 @@ class LmdbBackend(Backend):
     def folder(self) -> Path:
         return self._folder / str(self._life)
 
-    def log(self, **options: int) -> EnvLogStore:
+    def log(self, **options: Any) -> EnvLogStore:
         store = LmdbLogStore(
             self.folder / "log",
             loop=self.loop,

@@ -46,14 +46,18 @@ class Told:
                 self.flush = max(self.flush, int(number))
 
 
-def start(folder: Path) -> subprocess.Popen[bytes]:
-    process = subprocess.Popen(
+def spawn(folder: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
         [sys.executable, "-m", "tests.storage.writer_process", str(folder)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         bufsize=0,
     )
+
+
+def start(folder: Path) -> subprocess.Popen[bytes]:
+    process = spawn(folder)
     assert process.stdout is not None
     readable, _, _ = select.select([process.stdout], [], [], 60)
     assert readable, "the process did not get ready"
@@ -152,13 +156,7 @@ async def test_sigkill_of_a_process_that_is_just_starting(tmp_path: Path) -> Non
     rng = random.Random(40)
     told = Told()
     for _ in range(10):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.storage.writer_process", str(tmp_path / "data")],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            bufsize=0,
-        )
+        process = spawn(tmp_path / "data")
         heard = listen(process, rng.uniform(0.1, 0.4))
         told.read(heard + end(process))
         await check(tmp_path / "data", told)

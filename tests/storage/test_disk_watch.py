@@ -24,7 +24,7 @@ class Disk:
 
 
 def watch_of(disk: Disk, **options: int) -> DiskWatch:
-    return DiskWatch(disk, space=disk.space, **{"reserve_bytes": MIB, **options})  # type: ignore[arg-type]
+    return DiskWatch(disk, space=disk.space, **{"reserve_bytes": MIB, **options})
 
 
 def test_bounds(tmp_path: Path) -> None:

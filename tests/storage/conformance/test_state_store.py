@@ -48,7 +48,7 @@ def header(group: int, index: int) -> SnapshotHeader:
 async def snapshot_of(store: StateStore, group: int) -> tuple[SnapshotHeader, list[bytes]]:
     reader = store.open_snapshot(group, START, END)
     assert reader is not None
-    chunks = []
+    chunks: list[bytes] = []
     while (chunk := reader.chunk(len(chunks))) is not None:
         chunks.append(chunk)
     reader.close()
