@@ -192,12 +192,12 @@ class ProcessCluster:
         except (aiohttp.ClientError, TimeoutError, OSError):
             return None
 
-    async def post(self, name: str, path: str) -> Any:
+    async def remove_member(self, through: str, name: str) -> None:
+        """As `kvctl node remove`."""
         assert self._http is not None
-        async with self._http.post(f"http://{self.nodes[name].address}{path}") as response:
-            body = await response.json()
-            assert response.status < 300, body
-            return body
+        url = f"http://{self.nodes[through].address}/v1/members/{name}"
+        async with self._http.delete(url, timeout=aiohttp.ClientTimeout(total=20)) as response:
+            assert response.status < 300, await response.text()
 
     async def wait_ready(self, *names: str, seconds: float = START_SECONDS_MAX) -> None:
         """Until these (none named: all that run) can commit and read."""
@@ -225,6 +225,23 @@ class ProcessCluster:
 
         await until(led)
         return found
+
+    async def wait_replicated(self, *names: str) -> None:
+        """Until both shards have a voter on each of these nodes and nowhere else."""
+
+        async def everywhere() -> bool:
+            for shard in (1, 2):
+                rows = await self.get(await self.leader(shard), "/v1/shards")
+                found = [
+                    {place["node"] for place in row["replicas"] if place["role"] == "voter"}
+                    for row in rows or ()
+                    if row["id"] == shard and not row["joint"]
+                ]
+                if found != [set(names)]:
+                    return False
+            return True
+
+        await until(everywhere)
 
     async def replica(self, name: str, shard: int = 2) -> dict[str, Any] | None:
         """What the node's status tells of its replica."""
