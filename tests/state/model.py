@@ -29,7 +29,7 @@ from kvstore.base.operations import (
 from kvstore.state.shard_meta import StateLimits
 
 KEY_BYTES_MAX = 480
-SLICE = 1_000
+SLICE = 100
 
 
 @dataclass
@@ -119,8 +119,8 @@ class Model:
     def _evict(self) -> None:
         if self._size() <= self.limits.answers_max and self.weight() <= self.limits.answer_bytes_max:
             return
-        answers_keep = self.limits.answers_max - self.limits.answers_max // 8
-        bytes_keep = self.limits.answer_bytes_max - self.limits.answer_bytes_max // 8
+        answers_keep = self.limits.answers_max - self.limits.answers_max // 32
+        bytes_keep = self.limits.answer_bytes_max - self.limits.answer_bytes_max // 32
         while self._size() > answers_keep or self.weight() > bytes_keep:
             items: list[tuple[int, bytes, int, bool]] = [
                 (issued_at, session, seq, False) for (session, seq), (issued_at, _) in self.answers.items()

@@ -11,7 +11,7 @@ from kvstore.base.errors import DamagedRecord, Invalid, TooLarge
 from kvstore.base.limits import Limits
 from kvstore.base.operations import Batch, DeleteRange, Get, Mutation, Put, encode
 from kvstore.state.command import DecodedWrite, Payload, Write, decode_payload, encode_payload
-from kvstore.state.sessions import decode_session
+from kvstore.state.session import decode_session
 from kvstore.state.shard_meta import decode_meta
 from tests.state.machine import SESSION, STAMP, Machine, write
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from kvstore.base.errors import Code
 from kvstore.base.operations import Cas, Failure, Mismatch, Put, Result
 from kvstore.state.command import Write
+from kvstore.state.sessions import SLICE_MS
 from kvstore.state.shard import ISSUED_AHEAD, SESSION_EXPIRED
 from kvstore.state.shard_meta import StateLimits
 from tests.state.machine import GROUP, OTHER, SESSION, STAMP, Machine, codes, descriptor, write
@@ -243,9 +244,9 @@ def test_time_frees_answers_and_sessions() -> None:
     machine.do(Put(1, b"k", b""))
     machine.entry(write(Put(1, b"k", b""), session=OTHER, issued_at=STAMP + 1_500), stamp=STAMP + 1_500)
     machine.plain(Put(0, b"x", b""))
-    machine.entry(stamp=STAMP + WINDOW + 999)
+    machine.entry(stamp=STAMP + WINDOW + SLICE_MS - 1)
     assert machine.state.answer_count == 2
-    machine.entry(stamp=STAMP + WINDOW + 1_000)
+    machine.entry(stamp=STAMP + WINDOW + SLICE_MS)
     assert (machine.state.answer_count, machine.state.session_count) == (1, 1)
     assert machine.do(Put(1, b"k", b""), issued_at=STAMP) == [SESSION_EXPIRED]
     machine.entry(stamp=STAMP + 10 * WINDOW)
@@ -268,16 +269,35 @@ def test_a_session_stays_while_its_low_protects() -> None:
 
 
 def test_size_evicts_the_oldest_and_raises_the_floor() -> None:
-    limits = StateLimits(answers_max=16)
-    machine = Machine(limits)
-    for number in range(15):
+    machine = Machine(StateLimits(answers_max=64))
+    for number in range(63):
         machine.entry(write(Put(number, b"k", b""), issued_at=STAMP + number), stamp=STAMP + number)
-    assert (machine.state.answer_count, machine.state.floor) == (15, 0)
-    machine.entry(write(Put(15, b"k", b""), issued_at=STAMP + 15), stamp=STAMP + 15)
-    assert (machine.state.answer_count, machine.state.floor) == (13, STAMP + 2)
+    assert (machine.state.answer_count, machine.state.floor) == (63, 0)
+    machine.entry(write(Put(63, b"k", b""), issued_at=STAMP + 63), stamp=STAMP + 63)
+    assert (machine.state.answer_count, machine.state.floor) == (61, STAMP + 2)
     assert machine.do(Put(2, b"k", b""), issued_at=STAMP + 2) == [SESSION_EXPIRED]
     assert machine.do(Put(3, b"k", b""), issued_at=STAMP + 3) == [4]
     assert machine.do(Put(99, b"k", b""), issued_at=STAMP + 2) == [SESSION_EXPIRED], "its answer may have gone too"
+
+
+def test_an_evicted_session_stays_while_its_low_protects() -> None:
+    """Eviction takes its last answer, but the floor is not yet as high as one that its low has freed."""
+    machine = Machine(StateLimits(answers_max=8))
+    late = write(Put(5, b"k", b""), issued_at=STAMP + 1_000)
+    machine.entry(late, stamp=STAMP)
+    machine.do(Put(6, b"k", b""), low=6, issued_at=STAMP)
+    for number in range(6):
+        machine.entry(write(Put(number, b"k", b""), session=OTHER, issued_at=STAMP + 10 + number), stamp=STAMP)
+    assert (machine.state.floor, machine.state.answer_count) == (STAMP, 6)
+    machine.reload()
+    assert codes(machine.entry(late, stamp=STAMP)[0]) == [Code.SESSION_EXPIRED]
+    assert machine.state.session_count == 2
+    # It goes when its turn comes, as an item of that age.
+    machine.entry(write(Put(9, b"k", b""), session=OTHER, low=9, issued_at=STAMP + 1_001), stamp=STAMP)
+    for number in range(10, 16):
+        machine.entry(write(Put(number, b"k", b""), session=OTHER, issued_at=STAMP + 1_001), stamp=STAMP)
+    assert (machine.state.floor, machine.state.session_count) == (STAMP + 1_000, 1)
+    assert codes(machine.entry(late, stamp=STAMP)[0]) == [Code.SESSION_EXPIRED]
 
 
 def test_bytes_evict_too() -> None:

@@ -25,7 +25,7 @@ from kvstore.base.operations import (
 )
 from kvstore.base.shards import Replica, ReplicaRole, ShardDescriptor
 from kvstore.state.command import DecodedWrite, Write, decode_payload, encode_payload
-from kvstore.state.sessions import Session, decode_session, encode_session
+from kvstore.state.session import Session, decode_session, encode_session
 from kvstore.state.shard import ShardState
 from kvstore.state.shard_meta import ShardMeta, StateLimits, decode_meta, encode_meta
 from kvstore.storage.protocol import ShardImage
@@ -74,9 +74,8 @@ META_1 = bytes.fromhex(
     "0000018bcfe5687bcf0000018bcfdc40bb96ce000927c0cd1388ce00030d40ce01000000ce00800000ce00400000"
 )
 SESSION_1 = bytes.fromhex(
-    "019307cf0000018bcfe56880969307cf0000018bcfe56874299308cf0000018bcfe56873009309cf0000018bcfe568729303"
-    "009501c40576616c7565280302930acf0000018bcfe56871930300c0930bcf0000018bcfe5687093042a952a002ac09501c4"
-    "0178010101930ccf0000018bcfe5686f9405642bc4026b00"
+    "019507cf0000018bcfe56880960708090a0b0c960c0d0e0f10119629009303009501c40576616c7565280302930300c09304"
+    "2a952a002ac09501c401780101019405642bc4026b00"
 )
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from kvstore.base.operations import Batch, Cas, Delete, DeleteRange, Found, Get, Mutation, Put, Scan
-from kvstore.state.sessions import decode_session
+from kvstore.state.session import decode_session
 from kvstore.state.shard_meta import StateLimits
 from tests.state.machine import GROUP, OTHER, PREFIX, SESSION, STAMP, Machine, descriptor, write
 from tests.state.model import Frame, Model, plain
