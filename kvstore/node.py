@@ -204,6 +204,7 @@ class Node:
             router,
             peers,
             cluster=self._identity.cluster,
+            founders=self._identity.founders,
             connected=transport.connected,
             started_ms=started_ms,
         )

@@ -4,6 +4,7 @@ What must be done by a leader is done here where it is led here, and otherwise b
 and never passes it on (`perform` is what such a request runs).
 
 Invariant: a name is bound by compare-and-set in the meta group, so that two nodes never have it at the same time.
+Invariant: the names of all founders are bound before any other name, and before any of them could be taken by another.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from kvstore.base.operations import Batch, Cas, Mismatch, Mutation, Put, Result
 from kvstore.base.shards import ReplicaRole, user_bounds
 from kvstore.base.stream import Mutate, Refused, Results
 from kvstore.placement.coordinator import Coordinator
+from kvstore.placement.founding import Founders
 from kvstore.placement.members import (
     Member,
     MemberRecord,
@@ -56,6 +58,7 @@ class NodeAdmin:
         peers: PeerClient,
         *,
         cluster: str,
+        founders: Founders,
         connected: Callable[[str], bool],
         started_ms: int,
     ) -> None:
@@ -64,6 +67,7 @@ class NodeAdmin:
         self._router = router
         self._peers = peers
         self._cluster = cluster
+        self._founders = founders
         self._connected = connected
         self._started_ms = started_ms
         self.coordinator: Coordinator | None = None
@@ -261,6 +265,7 @@ class NodeAdmin:
     # -- at the leader ---------------------------------------------------------------------------------------------
 
     async def _join_here(self, *, name: str, node_id: str, address: str, labels: dict[str, str]) -> dict[str, Any]:
+        await self._bind_founders()
         meta = self._led(META_SHARD).state
         if meta is not None and node_id in read_removed(meta):
             raise DuplicateName(
@@ -279,7 +284,24 @@ class NodeAdmin:
             await self._write_meta(Cas(0, member_key(name), encode_member(record), revision))
         return {"cluster": self._cluster, "name": name}
 
+    async def _bind_founders(self) -> None:
+        """A founder whose disk is lost before it wrote its record would come back under its name as another node, while
+        the replicas of the old one stayed, with no name by which to remove it. Only founders lead the meta group before
+        anybody has joined."""
+        meta = self._led(META_SHARD).state
+        assert meta is not None
+        names = {member.record.name for member in read_members(meta)}
+        removed = read_removed(meta)
+        missing = [
+            MemberRecord(name=name, node=node, address=address)
+            for name, node, address in self._founders
+            if name not in names and node not in removed
+        ]
+        if missing:
+            await self._write_meta(Batch(0, [Cas(0, member_key(one.name), encode_member(one), 0) for one in missing]))
+
     async def _remove_node_here(self, *, name: str) -> dict[str, Any]:
+        await self._bind_founders()
         members = self._members()
         known = next((one for one in members if one.record.name == name), None)
         if known is None:
