@@ -116,3 +116,4 @@ def _refuse(requests: list[WriteRequest], code: Code, message: str) -> None:
     for request in requests:
         answer: Refused = refusal(request.frame_id, code, message, definite=True)
         request.answer(answer)
+        request.release()

@@ -341,6 +341,7 @@ class Replica:
             for request, results in zip(own.requests, answers, strict=True):
                 environment.metrics.sessions_expired += results.count(SESSION_EXPIRED)
                 request.answer(Results(request.frame_id, stamp, results))
+                request.release()
 
     def _apply_conf_change(self, entry: Entry) -> None:
         state = self.state

@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from kvstore.base.errors import CODES, Code
 from kvstore.base.operations import ReadOperation
 from kvstore.base.shards import Route
 from kvstore.base.stream import Refused, Results
-from kvstore.state.command import DecodedWrite
+from kvstore.state.command import DecodedWrite, Write
 
 Answer = Results | Refused
 ReplyTo = Callable[[Answer], None]
@@ -64,6 +66,10 @@ class Request:
         self.answer(refusal(self.frame_id, Code.UNAVAILABLE, "no answer within the deadline; nothing was changed"))
 
 
+RELEASED = DecodedWrite(Write(version=0, session=b"", low=0, issued_at=0, operations=msgspec.Raw(b"\x90")), [])
+"""Stands for what is not needed any more."""
+
+
 class WriteRequest(Request):
     """A frame of mutations. `proposed` tells whether it is in an entry already."""
 
@@ -74,6 +80,10 @@ class WriteRequest(Request):
         self.write = write
         self.bytes = size
         self.proposed = False
+
+    def release(self) -> None:
+        """Let go of the operations: the wheel of deadlines holds the request for seconds after its answer."""
+        self.write = RELEASED
 
     def expire(self) -> None:
         if self.proposed:
