@@ -145,8 +145,8 @@ class ShardState:
             self.stamp = stamp_before
             raise
         self._executor.end_entry()
+        self._advance(index, term)  # before what can't be taken back: data and index must never part
         self._sessions.end_entry(self.stamp)
-        self._advance(index, term)
         return results
 
     def apply_empty(self, index: int, term: int) -> None:

@@ -168,4 +168,4 @@ class AgainstModel(RuleBasedStateMachine):
 
 
 TestAgainstModel = AgainstModel.TestCase
-TestAgainstModel.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+TestAgainstModel.settings = settings(max_examples=80, stateful_step_count=30, deadline=None)
