@@ -39,9 +39,11 @@ What the driver must keep:
 - SNAPSHOT messages carry the position only. The driver sends the bytes beside and steps the message in on the other
   side when they are there, then tells the sender's node `report_snapshot`: always, also when it failed.
 - A message that could not be sent: `report_unreachable`. The process of a leader is gone: `leader_gone`, see there.
-- A replica that lost log records is built with campaign_barred: it answers with `lost`, so that the leader sends again
-  what it had acknowledged. Once a read index R asked after the start is answered, and in that term `commit` and
-  `durable_index` have reached R, it is whole again: `unbar`.
+- A replica that lost log records is built with campaign_barred, at every start until it is whole again: it answers with
+  `lost`, so that the leader sends again what it had acknowledged. Once a read index R asked after the start is
+  answered, and in that term `commit` and `durable_index` have reached R, it is whole: `unbar`. A message that an
+  earlier process of such a replica has sent must not be stepped any more (connections carry a boot id): it could
+  acknowledge what is lost.
 - Refusals (raft.errors) are raised before anything has changed. An AssertionError means a broken invariant: stop.
 
 Who may lose what: a proposal is certain only when the entry at (term, index) is handed out as committed; another term

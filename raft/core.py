@@ -82,7 +82,6 @@ class Core:
     __slots__ = (
         "after_append",
         "asleep",
-        "barred",
         "config",
         "durable_term",
         "election_elapsed",
@@ -94,6 +93,7 @@ class Core:
         "leading",
         "lease_reads",
         "log",
+        "lost",
         "messages",
         "now_ms",
         "promise_ticks",
@@ -126,7 +126,9 @@ class Core:
         self.durable_term = hard_state.term  # the term on disk, as far as acks have told
         self.leader_id = NO_REPLICA
         self.leading: LeaderState | None = None
-        self.barred = barred  # lost a part of its log: neither votes nor campaigns
+        # Not 0: this replica has lost a part of its log. It neither votes nor campaigns, and says so with this number,
+        # another one for each start, by which a leader tells a new loss from one that it has heard of.
+        self.lost = rng.getrandbits(48) | 1 if barred else 0
         self.asleep = False
         self.lease_reads = config.lease_reads
         self.gone_leader_id = NO_REPLICA  # the leader of this term whose process is gone, by evidence
@@ -146,6 +148,10 @@ class Core:
     def promise_length(self) -> int:
         """Ticks. One more than an election timeout: the first one may come right after the promise."""
         return self.config.election_ticks + 1
+
+    @property
+    def barred(self) -> bool:
+        return self.lost != 0
 
     @property
     def can_campaign(self) -> bool:

@@ -65,13 +65,17 @@ def on_heartbeat(core: Core, message: Message) -> None:
     if promise:
         core.promise_ticks = core.promise_length()
     reply = Message(MessageType.HEARTBEAT_REPLY, to_id=message.from_id, context=message.context, lease=promise)
-    if core.barred:
-        reply.lost = True
-        reply.index = core.log.last_index
+    say_lost(core, reply)
     if core.durable_term == core.term:
         core.send(reply)
     else:
         core.send_durable(reply)
+
+
+def say_lost(core: Core, message: Message) -> None:
+    if core.lost:
+        message.lost = core.lost
+        message.index = core.log.stable_index
 
 
 def on_snapshot(core: Core, message: Message) -> None:

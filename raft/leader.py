@@ -219,8 +219,8 @@ def _on_append_rejected(core: Core, message: Message, progress: Progress) -> Non
     hint = message.reject_hint
     if hint < progress.match:
         # The peer has everything up to `match`, so it could agree there: this was sent before it had, together with
-        # dozens of others after one loss, and each would begin the pipeline anew. (Or it has lost something; then
-        # its answer to the next heartbeat says so.)
+        # dozens of others after one loss, and each would begin the pipeline anew. (Or the peer has lost log records;
+        # then its answer to the next heartbeat says so.)
         return
     if message.log_term > 0:
         # Nothing of ours with a higher term than the peer's there can be the peer's either.
@@ -234,10 +234,8 @@ def _on_append_rejected(core: Core, message: Message, progress: Progress) -> Non
 def on_heartbeat_reply(core: Core, message: Message, progress: Progress) -> None:
     lead = leading(core)
     progress.recent_active = True
+    on_lost(core, message, progress)
     if progress.beat_due:
-        # Once a beat: where messages are reordered, old answers would begin it all again and again.
-        if message.lost and message.index < progress.match:
-            progress.restart(hint=message.index)
         progress.on_beat_answered(last_index=core.log.last_index)
         lead.send_due = True
     number = min(decode_round(message.context), lead.read_only.newest_round)
@@ -246,6 +244,13 @@ def on_heartbeat_reply(core: Core, message: Message, progress: Progress) -> None
     if message.lease and number > progress.promised_round:
         progress.promised_round = number
     confirm_rounds(core)
+
+
+def on_lost(core: Core, message: Message, progress: Progress) -> None:
+    """What the peer acknowledged and has lost must not count for a commit any more (the commit index never falls)."""
+    if message.lost:
+        progress.on_lost(nonce=message.lost, durable_index=message.index)
+        leading(core).send_due = True
 
 
 def on_unreachable(core: Core, progress: Progress) -> None:

@@ -46,6 +46,8 @@ class Progress:
     """`match` and `next` when the newest heartbeat of the tick was sent."""
     stalled: bool = False
     """As of that heartbeat: what was under way at the one before has not been acknowledged at all."""
+    lost_seen: int = 0
+    """The nonce of the peer's newest loss of log records that was heard of in this term."""
     pending_snapshot: int = 0
     """SNAPSHOT only: the index of what was sent."""
     sent_commit: int = 0
@@ -136,11 +138,18 @@ class Progress:
         self.paused = False
         return True
 
-    def restart(self, *, hint: int) -> None:
-        """The peer has lost log records that it acknowledged; nothing it said before counts. Probe after `hint`."""
-        self.match = 0
-        self._reset(ProgressState.PROBE, hint + 1)
-        self.append_due = True
+    def on_lost(self, *, nonce: int, durable_index: int) -> None:
+        """The peer has lost log records since it acknowledged them: nothing it said before this start counts.
+
+        Once for each start: it says so in many messages, and each would begin everything anew.
+        """
+        if nonce in (0, self.lost_seen):
+            return
+        self.lost_seen = nonce
+        if durable_index < self.match:
+            self.match = 0
+            self._reset(ProgressState.PROBE, durable_index + 1)
+            self.append_due = True
 
     def wants_commit(self, commit: int) -> bool:
         """The peer has entries that are committed, and was not told of that."""

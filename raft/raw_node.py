@@ -137,7 +137,10 @@ class RawNode:
             raise NotLeader(NO_REPLICA)
         else:
             hibernation.wake(core)
-            core.send(Message(MessageType.READ_INDEX, to_id=core.leader_id, context=context))
+            message = Message(MessageType.READ_INDEX, to_id=core.leader_id, context=context)
+            # This read tells when the log is whole again, so the leader has to hear of the loss before it answers.
+            follower.say_lost(core, message)
+            core.send(message)
 
     def lease_valid(self, now_ms: int) -> bool:
         """No other leader can have been elected up to now. Asked when a read begins *and* after the value was read,
@@ -187,7 +190,7 @@ class RawNode:
 
     def unbar(self) -> None:
         """The log is whole again (see the design of damage): vote and campaign as everybody."""
-        self._core.barred = False
+        self._core.lost = 0
 
     def report_unreachable(self, replica_id: int) -> None:
         """A message to this peer could not be sent."""

@@ -113,10 +113,12 @@ def _on_peer(core: Core, message: Message) -> None:
     if core.leading is None:
         raise StepRefused("this replica does not lead")
     kind = message.type
+    progress = core.tracker.progress.get(message.from_id)
     if kind == MessageType.READ_INDEX:
+        if progress is not None:
+            leader.on_lost(core, message, progress)
         leader.add_read(core, message.context, message.from_id)
         return
-    progress = core.tracker.progress.get(message.from_id)
     if progress is None:
         raise StepRefused(f"replica {message.from_id} is not a member")
     if kind == MessageType.APPEND_REPLY:

@@ -129,7 +129,7 @@ class Message:
     lease: bool = False
     context: bytes = b""
     snapshot: SnapshotMeta | None = None
-    lost: bool = False  # HEARTBEAT_REPLY of a replica that lost log records; index = what is left of its log
+    lost: int = 0  # not 0: the sender has lost log records; index = what is durable there; a nonce of its start
 
 
 class Role(IntEnum):
