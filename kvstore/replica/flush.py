@@ -88,6 +88,9 @@ class Flusher:
             if self.core.replicas.get(replica.group) is not replica or replica.state is None:
                 continue
             image = changes[replica.group].image
+            known = replica.log.snapshot()
+            if known is not None and known.index >= image.applied_index:
+                continue  # a snapshot was installed meanwhile; the store has left this image out
             replica.log.set_snapshot(SnapshotMeta(image.applied_index, image.applied_term, image_conf_state(image)))
             compact_to = self._compact_to(replica, image.applied_index)
             if compact_to >= replica.log.first_index():

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 
 from kvstore.base.errors import Unavailable
 from kvstore.replica.environment import Environment
@@ -25,7 +25,7 @@ from kvstore.replica.replica import Replica
 from kvstore.replica.requests import Request
 from kvstore.replica.snapshots import Snapshots
 from kvstore.transport.protocol import GroupMessage, PeerTransport
-from raft import MessageType, Role
+from raft import MessageType
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class HostDriver:
             if replica.transfer_away():
                 self.core.mark(replica)
         self.schedule_pump()
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(TimeoutError, Unavailable):  # Unavailable: the node ends already
             async with asyncio.timeout(TRANSFER_SECONDS_MAX):
                 await self.until(lambda: not self._transferring())
 
@@ -98,9 +98,7 @@ class HostDriver:
     def halt(self) -> None:
         """Do nothing any more, from this moment on (a crash, as far as others can tell)."""
         self._closed = True
-        for watcher in self._watchers:
-            if not watcher.done():
-                watcher.set_result(None)
+        self._wake_watchers()
         if self._tick_handle is not None:
             self._tick_handle.cancel()
 
@@ -109,7 +107,24 @@ class HostDriver:
         self.halt()
         await self.snapshots.close()
         for replica in self.core.replicas.values():
-            replica.end_requests("the node is stopping")
+            replica.stop("the node is stopping")
+
+    @contextlib.contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Around every way into the core. What breaks off half way has broken an invariant of all groups: the node
+        ends, at once and told, where an event loop would only log the error and go on without its next tick."""
+        try:
+            yield
+        except BaseException as error:
+            self.halt()
+            self.on_fatal(error)
+            raise
+
+    def _wake_watchers(self) -> None:
+        watchers, self._watchers = self._watchers, []
+        for watcher in watchers:
+            if not watcher.done():
+                watcher.set_result(None)
 
     # -- the pump --------------------------------------------------------------------------------------------------
 
@@ -132,13 +147,8 @@ class HostDriver:
         self._pump_scheduled = False
         if self._closed:
             return
-        try:
+        with self._whole():
             self._turn()
-        except BaseException as error:
-            # Half of a turn's effects may have been started: nothing after this can be trusted.
-            self._closed = True
-            self.on_fatal(error)
-            raise
 
     def _turn(self) -> None:
         effects = self.core.pump()
@@ -156,15 +166,13 @@ class HostDriver:
         self._destroy_removed()
         if self.core.dirty:
             self.schedule_pump()
-        watchers, self._watchers = self._watchers, []
-        for watcher in watchers:
-            if not watcher.done():
-                watcher.set_result(None)
+        self._wake_watchers()
 
     def _on_durable(self, persisted: list[Persisted]) -> None:
         if self._closed:
             return
-        self._send(self.core.on_durable(persisted))
+        with self._whole():
+            self._send(self.core.on_durable(persisted))
         self.schedule_pump()
 
     def _send(self, outbox: Outbox) -> None:
@@ -201,15 +209,19 @@ class HostDriver:
             return
         self.environment.metrics.loop_stall_seconds.observe(max(0.0, self._loop.time() - self._tick_due))
         now_ms = self.environment.clock.boot_ms()
-        self.core.tick(now_ms)
-        self.flusher.tick(now_ms)
+        with self._whole():
+            self.core.tick(now_ms)
+            self.flusher.tick(now_ms)
         self._schedule_tick()  # counted from now: a late tick is not made up for
         self.schedule_pump()
 
     # -- the network (PeerHandler) ---------------------------------------------------------------------------------
 
     def on_messages(self, node: str, messages: list[GroupMessage]) -> None:
-        self.core.on_messages(node, messages)
+        if self._closed:
+            return
+        with self._whole():
+            self.core.on_messages(node, messages)
         self.schedule_pump()
 
     def on_removed(self, node: str, group: int, replica_id: int) -> None:
@@ -218,10 +230,13 @@ class HostDriver:
 
     def on_peer_up(self, node: str, boot: str) -> None:
         logger.info("connected with %s", self._name(node))
+        if self._closed:
+            return
         for replica in self.core.replicas.values():
             # A cluster that has just been founded has no leader to wait for: its first voter asks at once.
             if (
                 replica.raw.term == FOUNDING_TERM
+                and not (replica.failed or replica.installing)
                 and min(replica.raw.conf_state.voters, default=0) == replica.replica_id
             ):
                 replica.raw.campaign()
@@ -230,7 +245,9 @@ class HostDriver:
     def on_peer_gone(self, node: str) -> None:
         if self._closed:
             return
-        for replica in self.core.peer_gone(node):
+        with self._whole():
+            hasty = self.core.peer_gone(node)
+        for replica in hasty:
             logger.info("group %d: %s, which leads, is gone", replica.group, self._name(node))
             delay = self.environment.rng.randint(HASTE_MS_MIN, HASTE_MS_MAX) / 1_000
             self._loop.call_later(delay, self._hasten, replica)
@@ -238,7 +255,8 @@ class HostDriver:
 
     def _hasten(self, replica: Replica) -> None:
         if not self._closed:
-            self.core.hasten(replica)
+            with self._whole():
+                self.core.hasten(replica)
             self.schedule_pump()
 
     async def on_snapshot(self, node: str, header: bytes, chunks: AsyncIterator[tuple[int, bytes]]) -> None:
@@ -255,4 +273,4 @@ class HostDriver:
 
     def leads(self, group: int) -> bool:
         replica = self.core.replicas.get(group)
-        return replica is not None and replica.raw.role == Role.LEADER
+        return replica is not None and replica.is_leader

@@ -3,8 +3,10 @@
 Staged writes of a turn of the loop become one entry (or a few, cut at ENTRY_BYTES_MAX). The leader keeps what it
 decoded until the entry is applied, so that nothing is decoded twice.
 
-Invariant: `proposed` is ordered by index, and an element leaves it only when an entry is applied at its index, when
-           a snapshot has passed it, or when the replica ends.
+Invariant: `proposed` is ordered by index, then by term, and an element leaves it only when an entry is applied at its
+           index, when a snapshot has passed it, or when the replica ends. One index may be there for several terms: a
+           leader that was deposed, lost the end of its log and leads again uses indexes a second time, and until an
+           entry is applied there nobody knows which one it will be (the old one may yet win from another log).
 Invariant: a write is refused definitely only if it was never proposed, or another term's entry took its index.
 """
 
@@ -63,22 +65,26 @@ class Proposals:
         except ProposalDropped as error:
             _refuse(staged, Code.NOT_LEADER, str(error))
             return 0
+        overlaps = bool(self.proposed) and self.proposed[-1].index >= first_index
         for offset, group in enumerate(groups):
             for request in group:
                 request.proposed = True
             self.proposed.append(ProposedEntry(first_index + offset, term, stamp, group, now))
+        if overlaps:
+            self.proposed = deque(sorted(self.proposed, key=lambda one: (one.index, one.term)))
         return len(groups)
 
     def take(self, *, index: int, term: int) -> ProposedEntry | None:
-        """The own proposal that this applied entry is, if it is one. Refuses the one that it proves lost."""
-        if not self.proposed or self.proposed[0].index > index:
-            return None
-        head = self.proposed.popleft()
-        assert head.index == index, (head.index, index)  # entries are applied one by one; snapshots call skip_to
-        if head.term == term:
-            return head
-        _refuse(head.requests, Code.NOT_LEADER, "the leadership changed before the write was committed")
-        return None
+        """The own proposal that this applied entry is, if it is one. Refuses those that it proves lost."""
+        own: ProposedEntry | None = None
+        while self.proposed and self.proposed[0].index <= index:
+            head = self.proposed.popleft()
+            assert head.index == index, (head.index, index)  # entries are applied one by one; snapshots call skip_to
+            if head.term == term:
+                own = head
+            else:
+                _refuse(head.requests, Code.NOT_LEADER, "the leadership changed before the write was committed")
+        return own
 
     def skip_to(self, index: int) -> None:
         """A snapshot stands for the entries up to index: what became of proposals there is not known here."""

@@ -23,7 +23,7 @@ from kvstore.base.shards import Route, user_bounds
 from kvstore.base.stream import LINEARIZABLE, Mutate, Read, Refused, Results
 from kvstore.replica.environment import Environment
 from kvstore.replica.healing import Healing
-from kvstore.replica.membership import changed_descriptor, decode_context
+from kvstore.replica.membership import changed_descriptor, decode_context, was_removed
 from kvstore.replica.proposals import Proposals
 from kvstore.replica.reads import Reads
 from kvstore.replica.requests import ReadRequest, ReplyTo, WriteRequest, refusal
@@ -66,18 +66,19 @@ class Replica:
         self.installing = False  # a snapshot is being written under it: Raft stands still
         self.leader_changes = 0
         if state is not None:
-            self._learn_nodes()
+            self._learn_membership()
 
     # -- what others ask -------------------------------------------------------------------------------------------
 
     @property
     def is_leader(self) -> bool:
-        return self.raw.role == Role.LEADER
+        """A replica that was stopped leads nobody, whatever its core, which stands still, believed last."""
+        return self.raw.role == Role.LEADER and not self.failed
 
     @property
     def leader_node(self) -> str | None:
         """Node id of the leader, as far as this replica knows."""
-        return self.node_of.get(self.raw.leader_id)
+        return None if self.failed else self.node_of.get(self.raw.leader_id)
 
     def status(self) -> Status:
         return self.raw.status()
@@ -314,6 +315,11 @@ class Replica:
         state = self.state
         if state is None:
             return  # the snapshot to come stands for it
+        if entry.index <= state.applied_index:
+            # A snapshot that was installed over a log which had all of it: the core learns only what is committed.
+            if entry.kind == EntryKind.CONF_CHANGE:
+                self.raw.apply_conf_change(decode_change(entry.data))
+            return
         if entry.kind == EntryKind.CONF_CHANGE:
             self._apply_conf_change(entry)
         elif not entry.data:
@@ -347,18 +353,22 @@ class Replica:
         state = self.state
         assert state is not None
         self.proposals.take(index=entry.index, term=entry.term)
-        change = decode_change(entry.data)
+        try:
+            change = decode_change(entry.data)
+        except ValueError as error:
+            raise DamagedRecord(str(error)) from None
         conf_state = self.raw.apply_conf_change(change)
         descriptor = changed_descriptor(state.descriptor, conf_state, decode_context(change.context))
         state.apply_conf_change(entry.index, entry.term, conf_state, descriptor)
-        self._learn_nodes()
+        self._learn_membership()
         logger.info("group %d: configuration at %d: %s", self.group, entry.index, conf_state)
-        self.removed = descriptor.replica_on(self.environment.node) is None
 
-    def _learn_nodes(self) -> None:
-        assert self.state is not None
-        for place in self.state.descriptor.replicas:
+    def _learn_membership(self) -> None:
+        state = self.state
+        assert state is not None
+        for place in state.descriptor.replicas:
             self.node_of[place.replica_id] = place.node
+        self.removed = was_removed(self.replica_id, state.descriptor, state.applied_index)
 
     def _on_role_change(self) -> None:
         raw = self.raw
@@ -381,15 +391,19 @@ class Replica:
         self.proposals.skip_to(state.applied_index)
         self.state = state
         self.stamps.on_applied(state.stamp, self.environment.clock.boot_ms())
-        self._learn_nodes()
+        self._learn_membership()
 
     # -- the end ---------------------------------------------------------------------------------------------------
 
     def fail(self, reason: str) -> None:
         """Stop this replica; the node and its other shards go on."""
         logger.error("group %d: the replica is stopped: %s", self.group, reason)
-        self.failed = reason
-        self.end_requests(f"this replica was stopped: {reason}")
+        self.stop(f"this replica was stopped: {reason}", reason=reason)
+
+    def stop(self, message: str, *, reason: str = "") -> None:
+        """From here on every request is refused at once: nothing would answer it any more."""
+        self.failed = reason or message
+        self.end_requests(message)
 
     def end_requests(self, message: str) -> None:
         """Nothing that waits here will be answered by applying any more."""

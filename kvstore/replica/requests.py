@@ -112,6 +112,10 @@ class ReadRequest(Request):
         self.max_staleness_ms = max_staleness_ms
         self.operations = operations
 
+    def answer(self, answer: Answer) -> None:
+        super().answer(answer)
+        self.operations = ()  # the wheel of deadlines holds the request for seconds after its answer
+
 
 @dataclass(slots=True)
 class Deadlines:

@@ -70,6 +70,7 @@ class Incoming:
     header: bytes
     replica: Replica
     next_chunk: int = 0
+    receiving: bool = False  # a stream is feeding it; a second one, come early, would write chunks twice
     give_up: asyncio.TimerHandle | None = field(default=None)
 
 
@@ -168,8 +169,9 @@ class Snapshots:
         incoming = self.incoming.get(offer.group)
         if incoming is None:
             incoming = await self._begin(node, header, offer)
-        elif incoming.header != header:
-            raise SnapshotRefused("another snapshot of this group is being installed")
+        elif incoming.header != header or incoming.receiving:
+            raise SnapshotRefused("a snapshot of this group is being installed")
+        incoming.receiving = True
         if incoming.give_up is not None:
             incoming.give_up.cancel()
             incoming.give_up = None
@@ -184,6 +186,7 @@ class Snapshots:
             self._give_up(incoming, offer.group)
             raise SnapshotRefused(str(error)) from None
         except BaseException:
+            incoming.receiving = False
             loop = asyncio.get_running_loop()
             incoming.give_up = loop.call_later(RESUME_SECONDS, self._give_up, incoming, offer.group)
             raise
