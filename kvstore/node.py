@@ -228,7 +228,7 @@ class Node:
         loop = asyncio.get_running_loop()
         directory = DataDirectory.open(self.config.data, map_bytes=self.config.map_bytes)
         self._exits.callback(directory.close)
-        watch = DiskWatch(directory)
+        watch = DiskWatch(directory, reserve_bytes=self.config.reserve_bytes)
         log = LmdbLogStore(
             directory.log_path,
             loop=loop,

@@ -44,7 +44,7 @@ class LocalCluster:
         if nodes < 1:
             raise ValueError("a cluster has at least one node")
         self._data = None if data is None else Path(data)
-        self._settings = {"map_bytes": TEST_MAP_BYTES, **settings}
+        self._settings = {"map_bytes": TEST_MAP_BYTES, "reserve_bytes": 0, **settings}
         self._names = [f"n{number}" for number in range(1, nodes + 1)]
         self._founders = list(self._names)
         self._addresses: dict[str, str] = {}

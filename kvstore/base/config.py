@@ -12,7 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from kvstore.base.errors import StartRefused
-from kvstore.base.limits import LMDB_MAP_BYTES, VALUE_BYTES_MAX, Limits
+from kvstore.base.limits import DISK_RESERVE_BYTES, LMDB_MAP_BYTES, VALUE_BYTES_MAX, Limits
 
 
 class ReadMode(StrEnum):
@@ -44,6 +44,7 @@ class NodeConfig:
     election_ms: int = 1_000  # smallest; the largest is twice that
     value_bytes_max: int = VALUE_BYTES_MAX
     map_bytes: int = LMDB_MAP_BYTES
+    reserve_bytes: int = DISK_RESERVE_BYTES  # a file given up on a full disk; 0 = none
     flush_interval_ms: int = 5_000
     start_timeout_ms: int = 60_000  # how long founding and joining may take before the node gives up
 
