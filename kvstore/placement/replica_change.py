@@ -2,8 +2,6 @@
 
 Every change goes through joint consensus and one step at a time; each step waits until the one before is applied.
 
-Invariant: a replica id is 1,000 plus the log index of the change that adds it: an index is used once, so ids are
-           unique in their group, rise, and are never given again.
 Invariant: nothing here is needed for safety: broken off at any point, the shard is left with a working membership.
 """
 
@@ -16,13 +14,12 @@ from kvstore.base.errors import NotFound, NotLeader, Unavailable
 from kvstore.base.shards import Replica as ReplicaPlace
 from kvstore.base.shards import ReplicaRole
 from kvstore.replica.host_driver import HostDriver
-from kvstore.replica.membership import ConfContext, encode_context
+from kvstore.replica.membership import ConfContext, encode_context, id_of_addition
 from kvstore.replica.replica import Replica
 from raft import ConfChange, ConfChangeKind, ConfChangeSingle, ConfTransition, RaftError
 
 logger = logging.getLogger(__name__)
 
-FOUNDERS_IDS_MAX = 1_000
 CATCH_UP_ENTRIES = 64  # a learner this near to the commit index is caught up
 
 
@@ -62,10 +59,10 @@ class ReplicaChange:
 
     async def _add_learner(self, node: str) -> int:
         replica = await self._settled()
-        replica_id = FOUNDERS_IDS_MAX + replica.raw.last_index + 1
+        replica_id = id_of_addition(replica.raw.last_index + 1)
         context = encode_context(ConfContext(nodes=((replica_id, node),)))
         index = await self._change(ConfChangeSingle(ConfChangeKind.ADD_LEARNER, replica_id), context)
-        assert index == replica_id - FOUNDERS_IDS_MAX
+        assert replica_id == id_of_addition(index)
         return replica_id
 
     async def _change(self, single: ConfChangeSingle, context: bytes = b"") -> int:

@@ -19,12 +19,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from kvstore.base.errors import DamagedRecord
 from kvstore.replica.environment import Environment
 from kvstore.replica.replica import Replica
 from kvstore.replica.requests import Deadlines
 from kvstore.storage.protocol import LogWrite, ReplicaIdentity
 from kvstore.transport.protocol import GroupMessage
 from raft import AppendAck, Message, MessageType, Ready, Role, StepRefused
+
+LEADER_MESSAGES = (MessageType.APPEND, MessageType.HEARTBEAT, MessageType.SNAPSHOT)
 
 Outbox = dict[str, list[GroupMessage]]
 """Messages by node id."""
@@ -62,6 +65,7 @@ class HostCore:
         self.deadlines = Deadlines.starting(environment.clock.boot_ms())
         self.removed_notices: list[tuple[str, int, int]] = []
         self.strangers: list[tuple[str, GroupMessage]] = []  # for groups without a replica here; bounded
+        self.curable: list[Replica] = []  # damaged ones that another replica leads now
 
     def add(self, replica: Replica) -> None:
         assert replica.group not in self.replicas
@@ -80,7 +84,11 @@ class HostCore:
     def tick(self, now_ms: int) -> None:
         self.environment.metrics.proposals_expired += self.deadlines.sweep(now_ms)
         for replica in self.replicas.values():
-            replica.tick(now_ms)
+            try:
+                replica.tick(now_ms)
+            except DamagedRecord as error:
+                replica.rot(error)
+                continue
             if replica.raw.has_ready() or replica.reads.waiting or replica.healing.healed:
                 self.mark(replica)
 
@@ -93,7 +101,11 @@ class HostCore:
                 self._on_stranger(node, envelope)
             elif replica.replica_id > message.to_id:
                 self.removed_notices.append((node, envelope.group, message.to_id))
-            elif not replica.failed and not replica.installing:
+            elif replica.failed:
+                # Its own term never changes any more; what an older leader says would not heal it.
+                if replica.rotten and message.type in LEADER_MESSAGES and message.term >= replica.raw.term:
+                    self.curable.append(replica)
+            elif not replica.installing:
                 replica.node_of.setdefault(message.from_id, node)
                 self._step(replica, message)
 
@@ -108,6 +120,9 @@ class HostCore:
         try:
             replica.raw.step(message)
         except StepRefused:
+            return
+        except DamagedRecord as error:
+            replica.rot(error)
             return
         self.mark(replica)
 
@@ -136,7 +151,11 @@ class HostCore:
         for replica in dirty.values():
             if replica.healing.healed:
                 self._persist_healed(effects, replica)
-            ready = replica.collect()
+            try:
+                ready = replica.collect()
+            except DamagedRecord as error:  # of an entry that is to be sent or applied: nothing has left of this Ready
+                replica.rot(error)
+                continue
             if ready is not None:
                 self._collect(effects, replica, ready)
         effects.removed, self.removed_notices = self.removed_notices, []
@@ -196,7 +215,11 @@ class HostCore:
             replica = part.replica
             if self.replicas.get(replica.group) is not replica:
                 continue  # destroyed meanwhile
-            replica.raw.on_durable(part.ack)
+            try:
+                replica.raw.on_durable(part.ack)
+            except DamagedRecord as error:
+                replica.rot(error)
+                continue
             for message in part.after:
                 add_to(outbox, replica, message)
             self.mark(replica)

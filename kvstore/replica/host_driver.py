@@ -19,20 +19,18 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from kvstore.base.errors import Unavailable
 from kvstore.replica.environment import Environment
 from kvstore.replica.flush import Flusher
-from kvstore.replica.host_core import HostCore, Outbox, Persisted
+from kvstore.replica.host_core import LEADER_MESSAGES, HostCore, Outbox, Persisted
 from kvstore.replica.lifecycle import FOUNDING_TERM, Lifecycle
 from kvstore.replica.replica import Replica
 from kvstore.replica.requests import Request
 from kvstore.replica.snapshots import Snapshots
 from kvstore.transport.protocol import GroupMessage, PeerTransport
-from raft import MessageType
 
 logger = logging.getLogger(__name__)
 
 HASTE_MS_MIN = 20
 HASTE_MS_MAX = 80
 TRANSFER_SECONDS_MAX = 3.0
-LEADER_MESSAGES = (MessageType.APPEND, MessageType.HEARTBEAT, MessageType.SNAPSHOT)
 
 
 class HostDriver:
@@ -164,6 +162,7 @@ class HostDriver:
             self.snapshots.send(replica, message)
         self._admit_strangers()
         self._destroy_removed()
+        self._rebuild_rotten()
         if self.core.dirty:
             self.schedule_pump()
         self._wake_watchers()
@@ -196,6 +195,12 @@ class HostDriver:
     def _destroy_removed(self) -> None:
         for replica in [one for one in self.core.replicas.values() if one.removed and not one.is_leader]:
             self.lifecycle.destroy(replica)
+
+    def _rebuild_rotten(self) -> None:
+        curable, self.core.curable = self.core.curable, []
+        for replica in curable:
+            if self.core.replicas.get(replica.group) is replica:
+                self.lifecycle.rebuild(replica)
 
     # -- time ------------------------------------------------------------------------------------------------------
 

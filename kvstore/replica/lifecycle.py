@@ -15,6 +15,7 @@ import random
 from collections.abc import Callable, Sequence
 
 from kvstore.base.config import ReadMode
+from kvstore.base.errors import DamagedRecord
 from kvstore.base.shards import ShardDescriptor
 from kvstore.replica.environment import Environment
 from kvstore.replica.host_core import HostCore
@@ -105,16 +106,23 @@ class Lifecycle:
                 group,
                 log.last_index(),
             )
-        state = ShardState.load(group, image, environment.state_store.sessions(group), environment.state_store)
-        return self._make(group, log, state)
+        damage: DamagedRecord | None = None
+        try:
+            sessions = environment.state_store.sessions(group)
+        except DamagedRecord as error:
+            sessions, damage = {}, error
+        replica = self._make(group, log, ShardState.load(group, image, sessions, environment.state_store))
+        if damage is not None:
+            replica.rot(damage)
+        return replica
 
-    def _forget_log(self, group: int, log: GroupLog) -> None:
+    def _forget_log(self, group: int, log: GroupLog, done: Callable[[], None] = _nothing) -> None:
         """The data that the log continues from is gone: begin empty, as a replica that lost what it acknowledged."""
         damaged = ReplicaIdentity(
             replica_id=log.identity.replica_id, damaged_at=max(1, log.last_index(), log.identity.damaged_at)
         )
         log.identity = damaged
-        self.environment.log_store.submit([LogWrite(group=group, identity=damaged, reset=(0, 0))], _nothing)
+        self.environment.log_store.submit([LogWrite(group=group, identity=damaged, reset=(0, 0))], done)
 
     def _make(self, group: int, log: GroupLog, state: ShardState | None) -> Replica:
         environment = self.environment
@@ -148,8 +156,8 @@ class Lifecycle:
             return
         old = self.core.replicas.get(group)
         if old is not None:
-            if old.replica_id >= replica_id:
-                return
+            if old.replica_id >= replica_id or old.installing:
+                return  # an installation ends, or is given up; the leader asks again
             self.destroy(old)  # removed while it was not listening, and added again
         if group in self.environment.state_store.incomplete():
             return  # the old one's data is still being deleted; the leader asks again
@@ -179,6 +187,34 @@ class Lifecycle:
         self.core.add(fresh)
         return fresh
 
+    def rebuild(self, replica: Replica) -> None:
+        """Its disk gave back damage, and another replica leads: drop all that is here and be healed by a snapshot.
+
+        First the log, as lost, then the state: a crash in between leaves a replica that is barred from voting and finds
+        its damage anew. It must never have a log without the state that the log goes on from.
+        """
+        group, log, state = replica.group, replica.log, replica.state
+        if state is None or group in self._admitting:
+            return
+        store = self.environment.state_store
+        descriptor = state.descriptor
+        self._admitting.add(group)  # nobody else may make a replica of the group meanwhile
+        self.core.remove(group)
+        replica.state = None
+        logger.warning("group %d: what is damaged here is dropped; the leader will send a snapshot", group)
+
+        def forgotten() -> None:
+            store.destroy_shard(group, descriptor.start, descriptor.end, dropped)
+
+        def dropped() -> None:
+            self._admitting.discard(group)
+            log.conf_state = ConfState()
+            fresh = self._make(group, log, None)
+            fresh.node_of.update(replica.node_of)
+            self.core.add(fresh)
+
+        self._forget_log(group, log, forgotten)
+
     def destroy(self, replica: Replica) -> None:
         """The replica is no member any more: tombstone first, then the data, in bounded steps."""
         group = replica.group
@@ -190,9 +226,12 @@ class Lifecycle:
         identity = ReplicaIdentity(replica_id=replica.replica_id, tombstone=True)
 
         def buried() -> None:
+            store = self.environment.state_store
+            bounds = store.incomplete().get(group)  # of an installation that was given up
             if state is not None:
-                descriptor = state.descriptor
-                self.environment.state_store.destroy_shard(group, descriptor.start, descriptor.end, _nothing)
+                bounds = state.descriptor.start, state.descriptor.end
+            if bounds is not None:
+                store.destroy_shard(group, *bounds, _nothing)
 
         logger.info("group %d: replica %d leaves this node", group, replica.replica_id)
         self.environment.log_store.submit([LogWrite(group=group, identity=identity, destroy=True)], buried)

@@ -18,7 +18,6 @@ from kvstore.base.shards import ReplicaRole, ShardDescriptor
 from kvstore.storage.protocol import ShardImage
 from raft import ConfState
 
-
 FOUNDERS_IDS_MAX = 1_000
 
 

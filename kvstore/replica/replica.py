@@ -62,6 +62,7 @@ class Replica:
         self.stamps = StampClock(0 if state is None else state.stamp, environment.clock.boot_ms())
         self.node_of: dict[int, str] = {}  # replica id -> node id, from the descriptor and from who wrote to us
         self.failed = ""  # why the replica was stopped; "" = it runs
+        self.rotten = False  # stopped because its disk gave back damage: to be rebuilt once another one leads
         self.removed = False  # no longer a member: to be destroyed
         self.installing = False  # a snapshot is being written under it: Raft stands still
         self.leader_changes = 0
@@ -164,8 +165,7 @@ class Replica:
             elif self._read_stale(request):
                 return None
         except DamagedRecord as error:
-            self.environment.metrics.damaged_records += 1
-            self.fail(f"reading: {error}")
+            self.rot(error)
         if self.failed:
             request.answer(self._refuse_here(frame.id))
             return None
@@ -253,16 +253,19 @@ class Replica:
         state = self.state
         if state is None or not self.reads.confirmed:
             return
-        try:
-            for request in self.reads.take_served(state.applied_index):
+        for request in self.reads.take_served(state.applied_index):
+            if self.failed:
+                request.answer(self._refuse_here(request.frame_id))
+                continue
+            try:
                 if request.max_staleness_ms == LINEARIZABLE:
                     self._serve(request)
                 else:
                     age_ms = max(0, self.environment.clock.boot_ms() - self.reads.fresh_at_ms)
                     self._serve(request, applied=state.applied_index, age_ms=age_ms)
-        except DamagedRecord as error:
-            self.environment.metrics.damaged_records += 1
-            self.fail(f"reading at {state.applied_index}: {error}")
+            except DamagedRecord as error:
+                self.rot(error)
+                request.answer(self._refuse_here(request.frame_id))
 
     # -- one turn --------------------------------------------------------------------------------------------------
 
@@ -306,8 +309,10 @@ class Replica:
         except (AssertionError, DamagedRecord) as error:
             applied = self.state.applied_index if self.state else 0
             logger.exception("group %d: applying behind index %d failed; the replica is stopped", self.group, applied)
-            self.environment.metrics.damaged_records += isinstance(error, DamagedRecord)
-            self.fail(f"applying behind index {applied}: {error!r}")
+            if isinstance(error, DamagedRecord):
+                self.rot(error)
+            else:
+                self.fail(f"applying behind index {applied}: {error!r}")
             return
         self.serve_reads()
 
@@ -338,7 +343,12 @@ class Replica:
         else:
             entry_stamp = own.stamp
             writes = [request.write for request in own.requests]
-        answers = state.apply_entry(entry.index, entry.term, entry_stamp, writes)
+        try:
+            answers = state.apply_entry(entry.index, entry.term, entry_stamp, writes)
+        except BaseException:
+            if own is not None:
+                self.proposals.proposed.appendleft(own)  # the replica's end tells them that their outcome is unknown
+            raise
         self.stamps.on_applied(state.stamp, environment.clock.boot_ms())
         environment.metrics.applies += sum(map(len, answers))
         if own is not None:
@@ -399,6 +409,13 @@ class Replica:
         """Stop this replica; the node and its other shards go on."""
         logger.error("group %d: the replica is stopped: %s", self.group, reason)
         self.stop(f"this replica was stopped: {reason}", reason=reason)
+
+    def rot(self, error: DamagedRecord) -> None:
+        """The disk gave back something else than was written: stop, until another replica leads and heals this one."""
+        self.environment.metrics.damaged_records += 1
+        if not self.failed:
+            self.fail(f"damage on the disk: {error}")
+        self.rotten = True
 
     def stop(self, message: str, *, reason: str = "") -> None:
         """From here on every request is refused at once: nothing would answer it any more."""

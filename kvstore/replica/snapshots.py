@@ -27,6 +27,8 @@ from kvstore.replica.lifecycle import Lifecycle
 from kvstore.replica.membership import image_conf_state
 from kvstore.replica.replica import Replica
 from kvstore.state.shard import ShardState
+from kvstore.storage.errors import SnapshotLost
+from kvstore.storage.errors import SnapshotLost
 from kvstore.storage.protocol import ShardImage, SnapshotHeader, SnapshotReader
 from kvstore.transport.protocol import PeerTransport, SnapshotRefused
 from raft import Message, MessageType, SnapshotMeta, StepRefused
@@ -70,7 +72,7 @@ class Incoming:
     header: bytes
     replica: Replica
     next_chunk: int = 0
-    receiving: bool = False  # a stream is feeding it; a second one, come early, would write chunks twice
+    receiving: bool = True  # a stream is feeding it; a second one, come early, would write chunks twice
     give_up: asyncio.TimerHandle | None = field(default=None)
 
 
@@ -130,10 +132,10 @@ class Snapshots:
             start=header.start,
             end=header.end,
         )
-        loop = asyncio.get_running_loop()
 
         async def read_chunk(number: int) -> bytes | None:
-            return await loop.run_in_executor(None, reader.chunk, number)
+            # On the loop: a chunk takes 1 ms here, and beside a busy loop far longer on a thread that wants the GIL.
+            return reader.chunk(number)
 
         installed = False
         self.flusher.pin(replica.group, index)
@@ -143,7 +145,9 @@ class Snapshots:
             await self.transport.send_snapshot(node, _encode(offer), read_chunk)
             installed = True
             self.environment.metrics.snapshots_sent += 1
-        except (ConnectionError, TimeoutError, SnapshotRefused, DamagedRecord) as error:
+        except DamagedRecord as error:
+            replica.rot(error)  # with this state nobody can be healed: let a sound replica lead
+        except (ConnectionError, TimeoutError, SnapshotRefused, SnapshotLost) as error:
             logger.warning("group %d: snapshot for replica %d: %s", replica.group, message.to_id, error)
         finally:
             self._sending.discard((replica.group, message.to_id))
@@ -168,10 +172,11 @@ class Snapshots:
             raise SnapshotRefused(f"malformed offer: {error}") from None
         incoming = self.incoming.get(offer.group)
         if incoming is None:
-            incoming = await self._begin(node, header, offer)
+            incoming = await self._begin(node, header, offer)  # its second await has the group in `incoming`
         elif incoming.header != header or incoming.receiving:
             raise SnapshotRefused("a snapshot of this group is being installed")
-        incoming.receiving = True
+        else:
+            incoming.receiving = True
         if incoming.give_up is not None:
             incoming.give_up.cancel()
             incoming.give_up = None
@@ -197,6 +202,8 @@ class Snapshots:
 
     async def _begin(self, node: str, header: bytes, offer: SnapshotOffer) -> Incoming:
         replica = await self._receiver(offer)
+        if replica.installing:
+            raise SnapshotRefused("a snapshot of this group is being installed")
         raw = replica.raw
         if offer.term < raw.term:
             raise SnapshotRefused(f"the snapshot's term {offer.term} is over; this replica is in term {raw.term}")
