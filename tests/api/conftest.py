@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 import pytest_asyncio
+import uvloop
 from aiohttp import web
 from yarl import URL
 
@@ -98,13 +100,18 @@ async def serve(
     )
     runner = ApiRunner(app, metrics=metrics, **{"linger_seconds": 0.1, **bounds})
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
+    site = web.TCPSite(runner, "127.0.0.1", 0, backlog=1_024)
     await site.start()
     http = aiohttp.ClientSession(auto_decompress=False)
     return Served(router, admin, metrics, runner, runner.addresses[0][1], http, bodies, fatal)
 
 
 Serve = Callable[..., Any]
+
+
+def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]] | None:
+    """The loop that nodes run on, for the tests here: its transports and sockets are not asyncio's own."""
+    return {"uvloop": uvloop.new_event_loop} if item.path.parent == Path(__file__).parent else None
 
 
 @pytest_asyncio.fixture

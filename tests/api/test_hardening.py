@@ -6,7 +6,7 @@ Each test ends (or runs all the while) with another client that is served as if 
 from __future__ import annotations
 
 import asyncio
-import io
+import contextlib
 import json
 import logging
 import resource
@@ -140,24 +140,21 @@ async def test_compressed_bodies_are_not_taken(api: Served) -> None:
 async def test_a_thousand_half_open_connections_are_closed_in_time(start: Serve) -> None:
     api: Served = await start(header_seconds=1.0)
     before = resident_mib()
-    sockets = []
-    for i in range(1_000):
-        one = socket.socket()
-        one.setblocking(False)
-        one.connect_ex(("127.0.0.1", api.port))
-        sockets.append(one)
-        if i % 50 == 0:
-            await others_are_served(api)
-    await until(lambda: api.metrics.gauge("kvstore_http_connections")["open"] > 1_000)
-    for i, one in enumerate(sockets):
-        one.send((b"", b"G", b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ")[i % 3])
-    await others_are_served(api)
-    assert resident_mib() - before < 100
-    await until(lambda: api.metrics.connections_cut == 1_000)
-    await others_are_served(api)
-    await until(lambda: api.metrics.gauge("kvstore_http_connections")["open"] == 1)
-    for one in sockets:
-        one.close()
+    with contextlib.ExitStack() as sockets:
+        for i in range(1_000):
+            one = sockets.enter_context(socket.socket())
+            one.connect(("127.0.0.1", api.port))  # the kernel accepts, at once
+            one.setblocking(False)
+            with contextlib.suppress(OSError):  # on a slow machine it may be cut off already
+                one.send((b"", b"G", b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ")[i % 3])
+            if i % 50 == 0:
+                await others_are_served(api)
+        await until(lambda: api.metrics.gauge("kvstore_http_connections")["open"] + api.metrics.connections_cut > 1_000)
+        await others_are_served(api)
+        assert resident_mib() - before < 100
+        await until(lambda: api.metrics.connections_cut == 1_000, 10)
+        await others_are_served(api)
+        await until(lambda: api.metrics.gauge("kvstore_http_connections")["open"] == 1)
 
 
 async def test_a_head_that_dribbles_is_cut_off(start: Serve) -> None:
@@ -258,17 +255,14 @@ async def test_hostile_load_leaves_memory_bounded(api: Served) -> None:
     """200 connections push values over the limit; what the server keeps is far less than what they send."""
     await others_are_served(api)
     before = resident_mib()
+    request = HEAD + b"Content-Length: 1048577\r\n\r\n" + bytes((1 << 20) + 1)
 
     async def push() -> None:
-        body = io.BytesIO(bytes((1 << 20) + 1))
-        try:
-            response, _ = await api.call("PUT", "/v1/kv/default/big", data=body)
-            assert response.status == 413
-        except OSError:
-            pass  # refused before all was sent
+        answer = await api.raw(request)
+        assert answer[9:12] in (b"413", b"")  # b"": refused and reset before all was sent
 
     for _ in range(10):
         await asyncio.gather(*[push() for _ in range(20)])
         await others_are_served(api)
     assert resident_mib() - before < 150
-    assert b"big" not in api.router.state.data
+    assert b"k" not in api.router.state.data

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from hashlib import blake2b
 
@@ -10,8 +9,9 @@ import msgspec
 import pytest
 
 from kvstore.base.errors import CODES, ERRORS, Code, Timeout
+from kvstore.base.limits import Limits
 from kvstore.base.operations import Cas, Delete, Get, Put
-from tests.api.conftest import Served
+from tests.api.conftest import Serve, Served
 from tests.api.fake_backend import STAMP_MS
 
 
@@ -71,7 +71,12 @@ async def test_what_is_no_key_is_refused_before_the_router(api: Served, path: st
 async def test_the_longest_key_and_value_are_taken(api: Served) -> None:
     response, _ = await api.call("PUT", "/v1/kv/default/" + "%00" * 480, data=bytes(1 << 20))
     assert response.status == 200
-    assert (await api.problem("PUT", "/v1/kv/default/k", data=io.BytesIO(bytes((1 << 20) + 1))))["code"] == "TOO_LARGE"
+
+
+async def test_a_value_over_the_limit_is_refused(start: Serve) -> None:
+    api: Served = await start(limits=Limits(value_bytes_max=1_000))
+    assert (await api.call("PUT", "/v1/kv/default/k", data=bytes(1_000)))[0].status == 200
+    assert (await api.problem("PUT", "/v1/kv/default/k", data=bytes(1_001)))["code"] == "TOO_LARGE"
 
 
 @pytest.mark.parametrize("keyspace", ["nope", "%00", "a%2Fb", "%FF", "-x", "x" * 64])
