@@ -28,7 +28,6 @@ from kvstore.replica.membership import image_conf_state
 from kvstore.replica.replica import Replica
 from kvstore.state.shard import ShardState
 from kvstore.storage.errors import SnapshotLost
-from kvstore.storage.errors import SnapshotLost
 from kvstore.storage.protocol import ShardImage, SnapshotHeader, SnapshotReader
 from kvstore.transport.protocol import PeerTransport, SnapshotRefused
 from raft import Message, MessageType, SnapshotMeta, StepRefused

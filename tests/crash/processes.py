@@ -199,6 +199,13 @@ class ProcessCluster:
         async with self._http.delete(url, timeout=aiohttp.ClientTimeout(total=20)) as response:
             assert response.status < 300, await response.text()
 
+    async def transfer(self, through: str, shard: int, name: str) -> None:
+        """Ask for a transfer of the shard's leadership; it may be refused, and is not waited for."""
+        assert self._http is not None
+        url = f"http://{self.nodes[through].address}/v1/shards/{shard}/transfer"
+        async with self._http.post(url, json={"node": name}):
+            pass
+
     async def wait_ready(self, *names: str, seconds: float = START_SECONDS_MAX) -> None:
         """Until these (none named: all that run) can commit and read."""
         wanted = names or tuple(name for name, node in self.nodes.items() if node.running)
