@@ -59,8 +59,14 @@ def openapi_document(limits: Limits) -> Json:
     }
 
 
+_WHOLE: Json = {"type": "integer", "minimum": 1}
+
+
 def _parameters(limits: Limits) -> Json:
-    whole = {"type": "integer", "minimum": 1}
+    return {**_path_parameters(), **_query_parameters(limits), **_header_parameters(limits)}
+
+
+def _path_parameters() -> Json:
     return {
         "keyspace": _path("keyspace", {"type": "string", "pattern": NAME_PATTERN}, "`default` exists."),
         "key": _path(
@@ -68,12 +74,17 @@ def _parameters(limits: Limits) -> Json:
             {"type": "string", "minLength": 1, "maxLength": KEY_BYTES_MAX},
             f"1 to {KEY_BYTES_MAX} bytes, percent-encoded; any byte, also %2F and %00. Slashes may stand as they are.",
         ),
-        "shard": _path("id", {**whole, "maximum": _REVISION_MAX}, "The shard's number."),
+        "shard": _path("id", {**_WHOLE, "maximum": _REVISION_MAX}, "The shard's number."),
         "member": _path("name", {"type": "string", "pattern": NAME_PATTERN}, "A node's name."),
         "node": _path("node", {"type": "string", "pattern": NAME_PATTERN}, "A node's name."),
+    }
+
+
+def _query_parameters(limits: Limits) -> Json:
+    return {
         "timeout": _query(
             "timeout_ms",
-            {**whole, "maximum": limits.deadline_ms_max, "default": DEADLINE_MS_DEFAULT},
+            {**_WHOLE, "maximum": limits.deadline_ms_max, "default": DEADLINE_MS_DEFAULT},
             "The request is answered within this time. Header Kv-Timeout-Ms means the same.",
         ),
         "consistency": _query(
@@ -98,11 +109,16 @@ def _parameters(limits: Limits) -> Json:
         "cursor": _query("cursor", {"type": "string"}, "From the page before; repeat the rest of the query with it."),
         "reverse": _query("reverse", {"type": "boolean", "default": False}, "From the end of the range backwards."),
         "all": _query("all", {"type": "boolean", "default": False}, "Delete the whole keyspace."),
-        "scanLimit": _query("limit", {**whole, "maximum": limits.scan_keys_max}, "Keys a page has at most."),
+        "scanLimit": _query("limit", {**_WHOLE, "maximum": limits.scan_keys_max}, "Keys a page has at most."),
         "deleteLimit": _query(
-            "limit", {**whole, "maximum": limits.delete_range_keys_max}, "Keys that one request deletes at most."
+            "limit", {**_WHOLE, "maximum": limits.delete_range_keys_max}, "Keys that one request deletes at most."
         ),
         "routesKeyspace": _query("keyspace", {"type": "string"}, "Only the shards of this keyspace."),
+    }
+
+
+def _header_parameters(limits: Limits) -> Json:
+    return {
         "ifMatch": _header(
             "If-Match", "The write happens only if this is the key's ETag.", pattern='^"[1-9][0-9]{0,18}"$'
         ),
