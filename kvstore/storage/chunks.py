@@ -79,7 +79,7 @@ class InstallProgress:
             raise DamagedRecord(f"a snapshot chunk of shard {self._group} does not match its checksum")
         try:
             chunk = _decode(body)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise DamagedRecord(f"a snapshot chunk of shard {self._group} is malformed: {error}") from error
         if chunk.group != self._group or len(chunk.flat) % 2:
             raise DamagedRecord(f"a snapshot chunk of shard {chunk.group} came for shard {self._group}")

@@ -108,7 +108,7 @@ def decode_struct(key: bytes, raw: bytes, kind: type[T]) -> T:
     """Raises DamagedRecord."""
     try:
         return msgspec.msgpack.decode(unseal(key, raw), type=kind)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise DamagedRecord(f"the record {key!r} is not a {kind.__name__}: {error}") from error
 
 
