@@ -386,10 +386,16 @@ class Node:
             await self._stopped.wait()
             return
         self._stopping = True
-        if self._admin is not None and not self.fatal.done():
-            await self.host.hand_over()
-        await self._exits.aclose()
-        self._stopped.set()
+        try:
+            if self._admin is not None and not self.fatal.done():
+                await self.host.hand_over()
+        finally:
+            try:
+                await self._exits.aclose()
+            finally:
+                if self._listener is not None:
+                    self._listener.close()  # a start that failed early has handed it to nobody
+                self._stopped.set()
 
     async def kill(self) -> None:
         """Stop without handing over: for embedded clusters that want a crash, or end all at once."""

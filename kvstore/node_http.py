@@ -20,7 +20,7 @@ from kvstore.api.problems import problem_of
 from kvstore.api.server import ApiRunner
 from kvstore.base.clock import Clock
 from kvstore.base.config import NodeConfig, split_address
-from kvstore.base.errors import Invalid, KVError, StartRefused
+from kvstore.base.errors import Invalid, KVError, StartRefused, Unauthenticated
 from kvstore.base.metrics import Metrics
 from kvstore.router.admin import NodeAdmin
 from kvstore.router.peer_api import ADMIN_PATH, AUTH_HEADER, FOUNDING_PATH, check_signature
@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 BACKLOG = 1_024
 ADMIN_BODY_BYTES_MAX = 64 * 1_024
 SHUTDOWN_SECONDS = 2.0
+REFUSAL_TOLD_MS = 10_000
 
 
 class AdminRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -76,6 +77,7 @@ class NodeHttp:
         self._founding_state = founding_state
         self._runner: web.AppRunner | None = None
         self._admin: NodeAdmin | None = None
+        self._refusal_told_ms = -REFUSAL_TOLD_MS
 
     async def serve_founding(self) -> None:
         """Tell other founders who this node is."""
@@ -152,10 +154,12 @@ class NodeHttp:
         return web.json_response(await self._admin.perform(wanted.operation, wanted.arguments))
 
     def _check(self, request: web.Request, path: str, body: bytes) -> None:
-        check_signature(
-            self._config.cluster_secret,
-            request.headers.get(AUTH_HEADER, ""),
-            now_ms=self._clock.wall_ms(),
-            path=path,
-            body=body,
-        )
+        now_ms = self._clock.wall_ms()
+        value = request.headers.get(AUTH_HEADER, "")
+        try:
+            check_signature(self._config.cluster_secret, value, now_ms=now_ms, path=path, body=body)
+        except Unauthenticated as error:
+            if now_ms - self._refusal_told_ms >= REFUSAL_TOLD_MS:  # a node that waits for its cluster asks all the time
+                self._refusal_told_ms = now_ms
+                logger.warning("a node at %s is refused: its request is %s", request.remote, error.message)
+            raise

@@ -17,7 +17,7 @@ import asyncio
 import shutil
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -61,12 +61,22 @@ class LocalCluster:
             listeners = {name: _free_listener() for name in self._names}
             self._addresses = {name: _address(listener) for name, listener in listeners.items()}
             async with asyncio.timeout(START_SECONDS_MAX):
-                await asyncio.gather(*(self._start(name, listeners[name]) for name in self._names))
+                await self._start_all(listeners)
                 await self.wait_ready()
         except BaseException:
             await self._end()
             raise
         return self
+
+    async def _start_all(self, listeners: Mapping[str, socket.socket]) -> None:
+        """All at once; where one can't start, the others are stopped before its error is told."""
+        starts = [asyncio.ensure_future(self._start(name, listener)) for name, listener in listeners.items()]
+        try:
+            await asyncio.gather(*starts)
+        finally:
+            for start in starts:
+                start.cancel()
+            await asyncio.gather(*starts, return_exceptions=True)
 
     async def __aexit__(self, *_: object) -> None:
         await self._end()
@@ -117,7 +127,12 @@ class LocalCluster:
         self, name: str, listener: socket.socket | None = None, join: tuple[str, ...] = (), folder: str = ""
     ) -> Node:
         address = self._addresses[name] if listener is None else _address(listener)
-        node = Node(self._config(name, address, join, folder), listener=listener)
+        try:
+            node = Node(self._config(name, address, join, folder), listener=listener)
+        except BaseException:
+            if listener is not None:
+                listener.close()
+            raise
         await node.start()
         self.nodes[name] = node
         self._addresses[name] = address

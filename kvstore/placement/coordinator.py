@@ -4,6 +4,8 @@ Every node runs one. Keeping the record and knowing the others happens everywher
 led. A repair that breaks off is begun again from what the shards say then.
 
 Invariant: nothing is remembered here that matters: a step follows from the members' records and the descriptors.
+Invariant: a step is carried out only on the very membership that it was decided for (the epoch's `conf`): the picture
+           here may be old, and a step decided twice could take away one replica too many.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import Any, Protocol
 from kvstore import __version__
 from kvstore.base.errors import DuplicateName, KVError, StartRefused
 from kvstore.base.ids import META_SHARD
-from kvstore.base.shards import ShardDescriptor
+from kvstore.base.shards import ReplicaRole, ShardDescriptor
 from kvstore.placement.members import MemberRecord, read_members, read_removed
 from kvstore.placement.repair import Step, StepKind, next_step
 from kvstore.replica.environment import Environment, NodeAddress
@@ -36,8 +38,8 @@ class Actions(Protocol):
     """What the coordinator has done by the node's administration (router/admin)."""
 
     async def join(self, *, name: str, node_id: str, address: str, labels: dict[str, str]) -> dict[str, Any]: ...
-    async def add_replica(self, shard: int, node: str) -> dict[str, Any]: ...
-    async def remove_replica(self, shard: int, node: str) -> dict[str, Any]: ...
+    async def add_replica(self, shard: int, node: str, conf: int) -> dict[str, Any]: ...
+    async def remove_replica(self, shard: int, node: str, conf: int) -> dict[str, Any]: ...
 
 
 @dataclass(slots=True)
@@ -163,20 +165,21 @@ class Coordinator:
                 continue
             step = self._step(descriptor, load)
             if step is not None:
-                self._start(step)
+                self._start(step, descriptor.conf)
 
     def _step(self, descriptor: ShardDescriptor, load: dict[str, int]) -> Step | None:
         own = self._environment.node
         return next_step(
             shard=descriptor.id,
             replicas=[place.node for place in descriptor.replicas],
+            learners=[place.node for place in descriptor.replicas if place.role == ReplicaRole.LEARNER],
             alive=[record.node for record in self.members if record.node == own or self._connected(record.node)],
             removed=self.removed,
             load=load,
             wanted=REPLICATION_FACTOR,
         )
 
-    def _start(self, step: Step) -> None:
+    def _start(self, step: Step, conf: int) -> None:
         self._operator_count += 1
         place = self._environment.address_of(step.node)
         operator = Operator(
@@ -189,17 +192,17 @@ class Coordinator:
         )
         self.operators.append(operator)
         self._repairing.add(step.shard)
-        task = asyncio.get_running_loop().create_task(self._carry_out(step, operator))
+        task = asyncio.get_running_loop().create_task(self._carry_out(step, conf, operator))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _carry_out(self, step: Step, operator: Operator) -> None:
+    async def _carry_out(self, step: Step, conf: int, operator: Operator) -> None:
         logger.info("shard %d: %s a replica on %s: %s", step.shard, step.kind.value, operator.node, step.reason)
         try:
             if step.kind == StepKind.ADD:
-                await self._actions.add_replica(step.shard, step.node)
+                await self._actions.add_replica(step.shard, step.node, conf)
             else:
-                await self._actions.remove_replica(step.shard, step.node)
+                await self._actions.remove_replica(step.shard, step.node, conf)
             operator.state = "done"
         except KVError as error:
             operator.state, operator.error = "failed", error.message

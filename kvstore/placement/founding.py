@@ -20,7 +20,7 @@ from typing import Protocol
 import msgspec
 
 from kvstore.base.config import NodeConfig
-from kvstore.base.errors import DuplicateName, KVError, StartRefused, Unavailable
+from kvstore.base.errors import DuplicateName, KVError, StartRefused, Unauthenticated, Unavailable
 from kvstore.base.ids import DEFAULT_KEYSPACE, DEFAULT_SHARD, META_SHARD, SYSTEM_KEYSPACE, random_id
 from kvstore.base.shards import Replica, ShardDescriptor, keyspace_range
 from kvstore.storage.protocol import NodeIdentity
@@ -113,7 +113,7 @@ class Founding:
             *(self._api.founding(address) for address in others.values()), return_exceptions=True
         )
         heard: dict[str, FoundingState] = {}
-        silent: list[str] = []
+        silent: dict[str, str] = {}  # why, by name
         for name, answer in zip(others, answers, strict=True):
             if isinstance(answer, FoundingState):
                 if answer.name != name:
@@ -122,14 +122,15 @@ class Founding:
                     )
                 heard[name] = answer
             elif isinstance(answer, KVError):
-                silent.append(name)
+                silent[name] = answer.message if isinstance(answer, Unauthenticated) else ""
             else:
                 raise answer
         for name, state in sorted(heard.items()):
             if state.cluster:
                 return await self._follow(others[name], state)
         if silent:
-            raise Unavailable(f"waiting for {', '.join(sorted(silent))}")
+            names = [f"{name} ({why})" if why else name for name, why in sorted(silent.items())]
+            raise Unavailable(f"waiting for {', '.join(names)}")
         if config.name != min(config.initial_cluster):
             return None  # the lowest name makes the list; read it in the next round
         nodes = {name: state.node for name, state in heard.items()} | {config.name: self._identity.node}

@@ -3,6 +3,7 @@
 Invariant: only a node that was removed for good loses its replica without more than wanted being left; a node that
            is down, or has no record yet, does not.
 Invariant: applied again and again to its own results, it ends: every step lessens what is missing or surplus.
+Invariant: a learner is an addition that broke off: it is finished where its node lives, and taken back where not.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ def next_step(
     *,
     shard: int,
     replicas: Collection[str],
+    learners: Collection[str],
     alive: Collection[str],
     removed: Collection[str],
     load: Mapping[str, int],
@@ -36,19 +38,25 @@ def next_step(
 ) -> Step | None:
     """The next step for one shard.
 
-    Node ids: replicas = where the shard is; alive = members that can be reached; removed = removed for good.
+    Node ids: replicas = where the shard is; learners = those of them without a vote; alive = members that can be
+    reached; removed = removed for good.
     load: how many replicas each node has. wanted: the replication factor.
     Additions come before removals, so that a removed node's data is on its successor first.
     """
     gone = sorted(node for node in replicas if node in removed)
     present = [node for node in replicas if node not in removed]
     spare = [node for node in alive if node not in replicas and node not in removed]
+    for node in sorted(node for node in learners if node not in removed):
+        if node not in alive:
+            return Step(StepKind.REMOVE, shard, node, "it was being added, and its node is down")
+        if len(present) <= wanted:
+            return Step(StepKind.ADD, shard, node, "it has no vote yet")
     if len(present) < wanted and spare:
         node = min(spare, key=lambda one: (load.get(one, 0), one))
         return Step(StepKind.ADD, shard, node, f"{len(present)} of {wanted} replicas")
     if gone:
         return Step(StepKind.REMOVE, shard, gone[0], "its node was removed from the cluster")
     if len(present) > wanted:
-        node = max(present, key=lambda one: (one not in alive, load.get(one, 0), one))
+        node = max(present, key=lambda one: (one in learners, one not in alive, load.get(one, 0), one))
         return Step(StepKind.REMOVE, shard, node, f"{len(present)} replicas where {wanted} are wanted")
     return None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from kvstore.base.errors import NotFound, NotLeader, Unavailable
+from kvstore.base.errors import Conflict, NotFound, NotLeader, Unavailable
 from kvstore.base.shards import Replica as ReplicaPlace
 from kvstore.base.shards import ReplicaRole
 from kvstore.replica.host_driver import HostDriver
@@ -26,10 +26,12 @@ CATCH_UP_ENTRIES = 64  # a learner this near to the commit index is caught up
 class ReplicaChange:
     """Adds or removes a replica of one group led here. Raises NotLeader as soon as it is led elsewhere."""
 
-    def __init__(self, host: HostDriver, group: int, *, timeout_seconds: float) -> None:
+    def __init__(self, host: HostDriver, group: int, *, timeout_seconds: float, conf: int | None = None) -> None:
+        """`conf`: the epoch that the change was decided for; on another one it is refused. None = whatever it is."""
         self._host = host
         self._group = group
         self._timeout = timeout_seconds
+        self._conf = conf
 
     async def add(self, node: str) -> None:
         """Make `node` a voter; returns at once when it is one."""
@@ -98,6 +100,8 @@ class ReplicaChange:
     def _descriptor_place(self, node: str) -> ReplicaPlace | None:
         state = self._leader().state
         assert state is not None
+        if self._conf is not None and state.descriptor.conf != self._conf:
+            raise Conflict(f"the replicas of shard {self._group} have changed since this was decided")
         return state.descriptor.replica_on(node)
 
     def _bounded(self) -> asyncio.Timeout:

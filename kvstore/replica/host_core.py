@@ -65,6 +65,7 @@ class HostCore:
         self.deadlines = Deadlines.starting(environment.clock.boot_ms())
         self.removed_notices: list[tuple[str, int, int]] = []
         self.strangers: list[tuple[str, GroupMessage]] = []  # for groups without a replica here; bounded
+        self.leaders: dict[int, int] = {}  # highest term of a leader that wrote to a replica under installation
         self.curable: list[Replica] = []  # damaged ones that another replica leads now
 
     def add(self, replica: Replica) -> None:
@@ -105,7 +106,10 @@ class HostCore:
                 # Its own term never changes any more; what an older leader says would not heal it.
                 if replica.rotten and message.type in LEADER_MESSAGES and message.term >= replica.raw.term:
                     self.curable.append(replica)
-            elif not replica.installing:
+            elif replica.installing:
+                if message.type in LEADER_MESSAGES:
+                    self.leaders[replica.group] = max(message.term, self.leaders.get(replica.group, 0))
+            else:
                 replica.node_of.setdefault(message.from_id, node)
                 self._step(replica, message)
 

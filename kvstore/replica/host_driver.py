@@ -163,6 +163,9 @@ class HostDriver:
         self._admit_strangers()
         self._destroy_removed()
         self._rebuild_rotten()
+        leaders, self.core.leaders = self.core.leaders, {}
+        for group, term in leaders.items():
+            self.snapshots.on_leader(group, term)
         if self.core.dirty:
             self.schedule_pump()
         self._wake_watchers()

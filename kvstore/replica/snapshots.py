@@ -69,6 +69,7 @@ class Incoming:
     """A snapshot that is being written here."""
 
     header: bytes
+    term: int  # of the leader that sends it
     replica: Replica
     next_chunk: int = 0
     receiving: bool = True  # a stream is feeding it; a second one, come early, would write chunks twice
@@ -216,7 +217,7 @@ class Snapshots:
         replica.end_requests("the replica is being replaced by a snapshot")
         replica.installing = True
         replica.state = None
-        incoming = Incoming(header=header, replica=replica)
+        incoming = Incoming(header=header, term=offer.term, replica=replica)
         self.incoming[offer.group] = incoming
         await self._done(lambda done: self.environment.state_store.install_begin(offer.header, done))
         return incoming
@@ -254,6 +255,15 @@ class Snapshots:
             raise SnapshotRefused(str(error)) from None
         self.core.mark(replica)
         self.schedule_pump()
+
+    def on_leader(self, group: int, term: int) -> None:
+        """The leader of this term writes to a replica that waits for the rest of a snapshot: if that was another's, its
+        stream does not come back. The new leader can't know what is needed here until this replica answers again."""
+        incoming = self.incoming.get(group)
+        if incoming is not None and not incoming.receiving and incoming.term < term:
+            if incoming.give_up is not None:
+                incoming.give_up.cancel()
+            self._give_up(incoming, group)
 
     def _give_up(self, incoming: Incoming, group: int) -> None:
         """The stream did not come back, or brought damage: the half-written state is of no use."""

@@ -19,7 +19,7 @@ from kvstore import __version__
 from kvstore.base import operations as ops
 from kvstore.base.errors import DuplicateName, Invalid, NotFound, NotLeader, Timeout, Unavailable
 from kvstore.base.ids import META_SHARD, SYSTEM_KEYSPACE
-from kvstore.base.operations import Batch, Cas, Mismatch, Mutation, Put, Result
+from kvstore.base.operations import Batch, Cas, Failure, Mismatch, Mutation, Put, Result
 from kvstore.base.shards import ReplicaRole, user_bounds
 from kvstore.base.stream import Mutate, Refused, Results
 from kvstore.placement.coordinator import Coordinator
@@ -44,6 +44,7 @@ from raft import RaftError
 
 CHANGE_SECONDS_MAX = 60.0
 META_TIMEOUT_MS = 5_000
+META_SECONDS_MAX = META_TIMEOUT_MS / 1_000 + 1.0  # what such an operation may take, one attempt at the end included
 READY_TIMEOUT_MS = 1_000
 
 
@@ -72,6 +73,7 @@ class NodeAdmin:
         self._started_ms = started_ms
         self.coordinator: Coordinator | None = None
         self._operations: Mapping[str, Callable[..., Awaitable[dict[str, Any]]]] = {
+            "admit": self.join,  # of a node that is none yet, and asks whomever it knows
             "join": self._join_here,
             "remove_node": self._remove_node_here,
             "add_replica": self._add_replica_here,
@@ -203,24 +205,27 @@ class NodeAdmin:
 
     async def join(self, *, name: str, node_id: str, address: str, labels: dict[str, str]) -> dict[str, Any]:
         arguments = {"name": name, "node_id": node_id, "address": address, "labels": labels}
-        return await self._at_leader(META_SHARD, "join", arguments)
+        return await self._at_leader(META_SHARD, "join", arguments, seconds=META_SECONDS_MAX)
 
     async def remove_node(self, name: str) -> dict[str, Any]:
-        return await self._at_leader(META_SHARD, "remove_node", {"name": name})
+        return await self._at_leader(META_SHARD, "remove_node", {"name": name}, seconds=META_SECONDS_MAX)
 
-    async def add_replica(self, shard: int, node: str) -> dict[str, Any]:
-        return await self._at_leader(shard, "add_replica", {"shard": shard, "node": node})
+    async def add_replica(self, shard: int, node: str, conf: int | None = None) -> dict[str, Any]:
+        """`conf`: only on this membership, see ReplicaChange."""
+        return await self._at_leader(shard, "add_replica", {"shard": shard, "node": node, "conf": conf})
 
-    async def remove_replica(self, shard: int, node: str) -> dict[str, Any]:
-        return await self._at_leader(shard, "remove_replica", {"shard": shard, "node": node})
+    async def remove_replica(self, shard: int, node: str, conf: int | None = None) -> dict[str, Any]:
+        return await self._at_leader(shard, "remove_replica", {"shard": shard, "node": node, "conf": conf})
 
     async def transfer(self, shard: int, node: str) -> dict[str, Any]:
-        return await self._at_leader(shard, "transfer", {"shard": shard, "node": node})
+        return await self._at_leader(shard, "transfer", {"shard": shard, "node": node}, seconds=META_SECONDS_MAX)
 
-    async def _at_leader(self, shard: int, operation: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    async def _at_leader(
+        self, shard: int, operation: str, arguments: dict[str, Any], *, seconds: float = CHANGE_SECONDS_MAX
+    ) -> dict[str, Any]:
         """Here, or by the leader's node; follows a leadership that moves, for a bounded time."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + CHANGE_SECONDS_MAX
+        began = loop.time()
         while True:
             try:
                 if self._host.leads(shard):
@@ -228,9 +233,9 @@ class NodeAdmin:
                 leader = self._leader_of(shard)
                 if leader is None:
                     raise Unavailable(f"no leader of shard {shard} is known")
-                return await self._peers.admin(leader, operation, arguments, seconds=deadline - loop.time())
+                return await self._peers.admin(leader, operation, arguments, seconds=began + seconds - loop.time())
             except (NotLeader, Unavailable) as error:
-                if loop.time() > deadline - CHANGE_SECONDS_MAX + META_TIMEOUT_MS / 1_000:
+                if loop.time() > began + META_TIMEOUT_MS / 1_000:
                     raise Unavailable(error.message) from None
             await asyncio.sleep(self._environment.rng.uniform(0.05, 0.15))
 
@@ -312,13 +317,14 @@ class NodeAdmin:
         await self._write_meta(Batch(0, [unbind, Put(0, removed_key(known.record.node), name.encode())]))
         return {"removed": name, "node_id": known.record.node}
 
-    async def _add_replica_here(self, *, shard: int, node: str) -> dict[str, Any]:
+    async def _add_replica_here(self, *, shard: int, node: str, conf: int | None = None) -> dict[str, Any]:
         node_id = self._node_id(node)
-        await ReplicaChange(self._host, shard, timeout_seconds=CHANGE_SECONDS_MAX).add(node_id)
+        await ReplicaChange(self._host, shard, timeout_seconds=CHANGE_SECONDS_MAX, conf=conf).add(node_id)
         return {"shard": shard, "added": node}
 
-    async def _remove_replica_here(self, *, shard: int, node: str) -> dict[str, Any]:
-        await ReplicaChange(self._host, shard, timeout_seconds=CHANGE_SECONDS_MAX).remove(self._node_id(node))
+    async def _remove_replica_here(self, *, shard: int, node: str, conf: int | None = None) -> dict[str, Any]:
+        change = ReplicaChange(self._host, shard, timeout_seconds=CHANGE_SECONDS_MAX, conf=conf)
+        await change.remove(self._node_id(node))
         return {"shard": shard, "removed": node}
 
     async def _transfer_here(self, *, shard: int, node: str) -> dict[str, Any]:
@@ -393,6 +399,8 @@ class NodeAdmin:
         if isinstance(answer, Refused):
             raise NotLeader(answer.message) if answer.definite else Timeout(answer.message)
         result = answer.results[0]
+        if isinstance(result, Failure):
+            raise Unavailable(result.message)
         if isinstance(result, Mismatch):
             raise Unavailable("the member's record changed at the same time; try again")
         return result

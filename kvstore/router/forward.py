@@ -20,6 +20,7 @@ from kvstore.base.stream import Hello, Mutate, Read, Refused, Results
 logger = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 1.0
+CLOSE_SECONDS = 0.5  # how long a closing side waits for the other one, which may hang
 
 
 class Link:
@@ -87,7 +88,8 @@ class Forwarder:
             try:
                 async with asyncio.timeout(CONNECT_SECONDS):
                     link = await self._open(address)
-            except (TimeoutError, OSError, aiohttp.ClientError, Invalid) as error:
+            except (TimeoutError, OSError, aiohttp.ClientError, Invalid, TypeError) as error:
+                # TypeError: aiohttp's way to say that a close frame came instead of bytes
                 raise Unavailable(f"the leader at {address} can't be reached: {error!r}") from None
             self._links[address] = link
             return link
@@ -96,13 +98,18 @@ class Forwarder:
         if self._session is None:
             self._session = aiohttp.ClientSession()
         socket = await self._session.ws_connect(
-            f"http://{address}/v1/stream", max_msg_size=STREAM_REPLY_BYTES_MAX, compress=0
+            f"http://{address}/v1/stream",
+            max_msg_size=STREAM_REPLY_BYTES_MAX,
+            compress=0,
+            timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_SECONDS),
         )
-        await socket.send_bytes(stream.encode([Hello(STREAM_PROTOCOL, "kvstore-node")]))
-        welcome = await socket.receive_bytes()
-        if not isinstance(stream.decode_replies(welcome)[0], stream.Welcome):
+        try:
+            await socket.send_bytes(stream.encode([Hello(STREAM_PROTOCOL, "kvstore-node")]))
+            if not isinstance(stream.decode_replies(await socket.receive_bytes())[0], stream.Welcome):
+                raise Invalid("no welcome")
+        except BaseException:
             await socket.close()
-            raise Invalid("no welcome")
+            raise
         return Link(socket)
 
     async def close(self) -> None:

@@ -2,7 +2,8 @@
 
 With a cluster secret each request carries an HMAC-SHA-256 over its time, path and body, as everything between nodes.
 
-Invariant: a request made here is never passed on by its receiver, so nothing goes in circles.
+Invariant: a request made here is not passed on by its receiver (but "admit", once, to the leader), so nothing goes in
+           circles.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ FOUNDING_PATH = "/v1/peer/founding"
 ADMIN_PATH = "/v1/peer/admin"
 AUTH_HEADER = "X-Kvstore-Auth"
 AUTH_AGE_MS_MAX = 30_000
+JOIN_SECONDS = 7.0  # the one that is asked follows a moving leadership for some seconds
 
 
 class Picture(msgspec.Struct, frozen=True):
@@ -51,9 +53,9 @@ def check_signature(secret: bytes | None, value: str, *, now_ms: int, path: str,
         return
     stamp, _, _ = value.partition(".")
     if not stamp.isdecimal() or abs(now_ms - int(stamp)) > AUTH_AGE_MS_MAX:
-        raise Unauthenticated("the request between nodes is not signed, or too old; check the nodes' clocks")
+        raise Unauthenticated("not signed with the cluster secret, or too old; check --cluster-secret-file and the clocks")
     if not hmac.compare_digest(value, sign(secret, stamp_ms=int(stamp), path=path, body=body)):
-        raise Unauthenticated("the request between nodes is signed with another cluster secret")
+        raise Unauthenticated("signed with another cluster secret; check --cluster-secret-file")
 
 
 class PeerClient:
@@ -73,7 +75,7 @@ class PeerClient:
 
     async def join(self, address: str, *, name: str, node_id: str, own_address: str, labels: Mapping[str, str]) -> str:
         body = {"name": name, "node_id": node_id, "address": own_address, "labels": dict(labels)}
-        answer = await self._request(address, "POST", "/v1/members", msgspec.json.encode(body), seconds=5.0)
+        answer = await self.admin(address, "admit", body, seconds=JOIN_SECONDS)
         cluster = answer.get("cluster")
         if not isinstance(cluster, str) or not cluster:
             raise Unavailable(f"{address} does not name its cluster")

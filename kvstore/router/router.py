@@ -155,6 +155,8 @@ class ShardRouter:
             pause = min(2 * pause, RETRY_SECONDS_MAX)
         if unknown and last.definite:
             raise Timeout("an earlier attempt may have taken effect") from last
+        if CODES[last.code].retry == Retry.REROUTE:  # of no use to a caller for whom this node has looked everywhere
+            raise Unavailable(f"no leader was found in time: {last.message}") from last
         raise last
 
     def _may_retry(self, error: KVError, frame: Mutate | Read) -> bool:
@@ -169,7 +171,8 @@ class ShardRouter:
         frame = msgspec.structs.replace(frame, shard=route.id, version=route.version, timeout_ms=timeout_ms)
         replica = self._host.core.replicas.get(route.id)
         stale = isinstance(frame, Read) and frame.max_staleness_ms >= 0
-        if replica is not None and replica.state is not None and (stale or self._host.leads(route.id)):
+        usable = replica is not None and replica.state is not None and not replica.failed
+        if usable and (stale or self._host.leads(route.id)):
             answer = await self._ask_here(frame)
         elif route.address is not None and route.address != self._environment.config.advertise_address:
             answer = await self._forwarder.ask(route.address, frame)
