@@ -11,8 +11,9 @@ import time
 
 from .mutations import MUTATIONS
 from .options import PROFILES, options_of
-from .runner import Failure, Summary, run_many, run_world, tail_of
+from .runner import Failure, Summary, judge_all, run_many, run_world, tail_of
 from .trace import Trace
+from .violation import EXIT_SAFETY
 
 _TRACE_ALL = 1_000_000
 
@@ -32,8 +33,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--trace", action="store_true", help="with --seed: print everything that happens")
     parser.add_argument("--digest", action="store_true", help="print one line a seed that tells equal runs from others")
     parser.add_argument("--keep-going", action="store_true", help="do not stop at the first failure")
+    parser.add_argument("--judge", action="store_true", help="look for every mutation and tell which seed shows it")
     options = parser.parse_args()
-    if (options.seed is None) == (options.seeds is None):
+    if not options.judge and (options.seed is None) == (options.seeds is None):
         parser.error("give either --seed or --seeds")
     return options
 
@@ -94,8 +96,23 @@ def _print_digests(options: argparse.Namespace) -> int:
     return 0
 
 
+def _judge(options: argparse.Namespace) -> int:
+    missed = 0
+    for verdict in judge_all(list(MUTATIONS), options.jobs):
+        mutation = MUTATIONS[verdict.mutation]
+        found = verdict.found
+        shown = f"seed {found.seed}, {found.violation}" if found else f"NOT FOUND in {mutation.seeds} seeds"
+        print(f"{verdict.mutation:32} {mutation.profile:16} {shown[:160]}", flush=True)
+        for failure in verdict.clean.failures:
+            print(f"  without it, seed {failure.seed} fails too: {failure.violation}\n  {failure.command()}")
+        missed += found is None or bool(verdict.clean.failures)
+    return EXIT_SAFETY if missed else 0
+
+
 def main() -> int:
     options = _parse()
+    if options.judge:
+        return _judge(options)
     if options.digest:
         return _print_digests(options)
     if options.seed is not None:

@@ -55,6 +55,7 @@ class Checker:
         self.promised: dict[tuple[int, int], bytes] = {}  # (index, term) -> payload, as told to the proposer
         self.refused: dict[bytes, str] = {}  # payloads of which it was said that they are never in the log
         self.disks: dict[int, Disk] = {}  # of every replica there ever was
+        self.lost: dict[int, LogImage] = {}  # what was durable at a damaged replica before the damage
         self.marks: Counter[str] = Counter()  # what happened in this run, to see that the runs are not idle
 
     @property
@@ -84,6 +85,16 @@ class Checker:
             if entry.term < previous:
                 raise Violation("log-terms", f"{replica} writes term {entry.term} after {previous} at {entry.index}")
             previous = entry.term
+            if entry.kind is EntryKind.CONF_CHANGE and replica.node.role is Role.LEADER:
+                self._check_one_change(replica, entry, entries)
+
+    def _check_one_change(self, replica: Replica, entry: Entry, entries: Sequence[Entry]) -> None:
+        """A leader proposes a change only when every older one in its log is applied (thesis, 4.1)."""
+        view = replica.view
+        older = view.entries[replica.machine.index - view.offset : entries[0].index - view.offset - 1]
+        for other in (*older, *entries):
+            if other.kind is EntryKind.CONF_CHANGE and replica.machine.index < other.index < entry.index:
+                raise Violation("one-change", f"{replica} proposes a change at {entry.index}, {other.index} is not applied")
 
     def _check_replaced(self, replica: Replica, entries: Sequence[Entry]) -> None:
         """What is replaced or cut off must not be committed."""
@@ -160,7 +171,7 @@ class Checker:
         if view.term(new) != term:
             raise Violation("commit-own-term", f"{replica} leads in {term} and counts {new}/{view.term(new)} as committed")
         disks = self.disks
-        if not quorum_holds(conf, lambda voter: voter in disks and disks[voter].log.holds(new, term) and disks[voter].log.last >= new):
+        if not quorum_holds(conf, lambda voter: self._has_stored(voter, new, term)):
             lasts = {voter: disks[voter].log.last for voter in (*conf.voters, *conf.voters_outgoing) if voter in disks}
             raise Violation("commit-on-quorum", f"{replica} commits {new}/{term}, durable last indexes are {lasts}, {conf}")
         for index in range(len(self.committed), new + 1):
@@ -168,6 +179,13 @@ class Checker:
         newest = replica.world.newest_leader()
         if newest is not None and newest.term > term and not newest.view.holds(new, term):
             raise Violation("leader-completeness", f"{replica} commits {new}/{term}, the newer leader {newest} lacks it")
+
+    def _has_stored(self, voter: int, index: int, term: int) -> bool:
+        """The entry is, or (at a damaged replica) was durable there."""
+        if voter not in self.disks:
+            return False
+        images = [self.disks[voter].log, *([self.lost[voter]] if voter in self.lost else [])]
+        return any(image.last >= index and image.holds(index, term) for image in images)
 
     def _on_new_committed(self, index: int, term: int, under: int) -> None:
         if under < self.committed_under[-1]:
@@ -195,6 +213,11 @@ class Checker:
                 raise Violation("one-vote", f"{replica} votes for {hard_state.vote} and {known} in term {hard_state.term}")
         elif (replica.id, hard_state.term) in self.votes:
             raise Violation("one-vote", f"{replica} forgets its vote of term {hard_state.term}")
+
+    def on_damage(self, replica: Replica, before: LogImage) -> None:
+        """The disk has lost records that others may have been told of."""
+        self.marks["damages"] += 1
+        self.lost[replica.id] = before
 
     def on_send(self, replica: Replica, message: Message) -> None:
         """A message leaves; what it says must be durable by now."""

@@ -4,7 +4,7 @@ Model: a log thread takes everything that is queued, makes it durable in one syn
 queued. A crash loses the queue; the sync under way is durable as a whole (only its report is lost), not at all, or
 torn: some of its Readys are, in order. A Ready itself is atomic, which is what a storage transaction gives.
 
-Invariant: what was reported durable is never lost.
+Invariant: what was reported durable is never lost, except by `damage`, of which the owner learns.
 Invariant: Readys become durable in the order in which they were submitted.
 Invariant: the flushed state never lies beyond the durable log, nor the compacted part of the log beyond the flushed
            state.
@@ -54,6 +54,9 @@ class LogImage:
         assert 0 <= position <= len(self.entries), "a write that leaves a gap or reaches into what is compacted"
         del self.entries[position:]
         self.entries.extend(entries)
+
+    def truncate(self, last: int) -> None:
+        del self.entries[last - self.offset :]
 
     def restart_at(self, index: int, term: int) -> None:
         self.offset = index
@@ -121,6 +124,14 @@ class Disk:
 
     def compact(self, index: int) -> None:
         self.log.compact_to(min(index, self.flushed.index))
+
+    def damage(self, count: int) -> bool:
+        """Lose the last records of the log, above the flushed state; False when there are none."""
+        count = min(count, self.log.last - max(self.log.offset, self.flushed.index))
+        if count <= 0:
+            return False
+        self.log.truncate(self.log.last - count)
+        return True
 
     # -- LogReader
 

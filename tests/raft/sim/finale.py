@@ -54,7 +54,7 @@ class Finale:
     def _choose_away(self) -> list[Replica]:
         world = self._world
         # With the membership in flux there may be no telling which quorum is asked; then all are healed.
-        if not world.options.core_only_heals or world.options.work.conf_change:
+        if not world.options.core_only_heals or world.options.work.conf_change or world.options.faults.damage:
             return []
         voters = list(world.checker.founding.conf_state.voters)
         world.rng.shuffle(voters)

@@ -143,12 +143,6 @@ _LOG = {
         "elections",
         400,
     ),
-    "progress-kept-over-terms": Mutation(
-        "a new leader knows nothing of the others' logs",
-        (Edit("raft.core:Core.become_leader", "self.tracker.reset_progress(last_index=log.last_index)", "pass"),),
-        "elections",
-        400,
-    ),
     "stale-ack-taken": Mutation(
         "an ack of an older term says nothing about the bytes in the log now (ABA)",
         (
@@ -166,6 +160,19 @@ _LOG = {
             Edit("raft.log:RaftLog.restore", "assert meta.index > self.commit,", "assert True,"),
         ),
         "snapshots",
+    ),
+}
+
+_DAMAGE = {
+    "damaged-votes": Mutation(
+        "who has lost log records neither votes nor campaigns",
+        (
+            Edit("raft.election:on_vote_request", " and not core.barred", ""),
+            Edit("raft.core:Core.can_campaign", " and not self.barred", ""),
+            Edit("raft.core:Core.become_candidate", "assert not self.barred", "pass"),
+        ),
+        "damage",
+        400,
     ),
 }
 
@@ -241,7 +248,7 @@ _LEASE = {
             Edit("raft.leader:lease_valid", "and lead.transfer_target == NO_REPLICA", ""),
             Edit("raft.leader:lease_valid", "and not lead.timeout_now_sent", ""),
         ),
-        "lease",
+        "lease-transfers",
         400,
     ),
     "lease-again-after-timeout-now": Mutation(
@@ -251,7 +258,7 @@ _LEASE = {
             Edit("raft.leader:_send_round", "not lead.timeout_now_sent and", ""),
         ),
         "lease-transfers",
-        1_000,
+        400,
     ),
     "evidence-breaks-promise": Mutation(
         "evidence does not end a promise",
@@ -279,4 +286,21 @@ _LEASE = {
     ),
 }
 
-MUTATIONS: dict[str, Mutation] = {**_ELECTIONS, **_LOG, **_MEMBERSHIP, **_READS, **_LEASE}
+_LIVENESS = {
+    "refusal-tells-nothing": Mutation(
+        "a refused candidate learns what is committed, else a former leader can block every election",
+        (Edit("raft.election:learn_commit", "log = core.log", "return"),),
+        "membership",
+        1_000,
+    ),
+}
+
+MUTATIONS: dict[str, Mutation] = {
+    **_ELECTIONS,
+    **_LOG,
+    **_DAMAGE,
+    **_MEMBERSHIP,
+    **_READS,
+    **_LEASE,
+    **_LIVENESS,
+}

@@ -35,6 +35,7 @@ class Nemesis:
             (weights.pause, self._pause),
             (weights.pause_leader, self._pause_leader),
             (weights.slow_disk, self._slow_disk),
+            (weights.damage, self._damage),
         )
         self._actions = [action for weight, action in actions if weight]
         self._weights = list(accumulate(weight for weight, _ in actions if weight))
@@ -109,6 +110,15 @@ class Nemesis:
             world = self._world
             replica.disk_slow_until_us = world.now_us + world.rng.randrange(1_000_000)
             world.note(replica, "slow-disk")
+
+    def _damage(self) -> None:
+        """One at a time: what two have lost together, nobody may have."""
+        world = self._world
+        replica = self._any()
+        if replica is None or any(other.damaged for other in world.replicas.values()):
+            return
+        self._crash_one(replica)
+        replica.lose_records(world.rng.choice((1, 1, 2, 8)))
 
     # -- network
 

@@ -28,6 +28,7 @@ class NetworkOptions:
     duplicate: float = 0.0
     late: float = 0.0  # share of messages that take `late_us` more
     late_us: int = 0
+    late_handover: float = 0.0  # share of TIMEOUT_NOW that take up to three election timeouts more
 
 
 @dataclass(slots=True)
@@ -56,6 +57,7 @@ class FaultWeights:
     pause: int = 0
     pause_leader: int = 0
     slow_disk: int = 0
+    damage: int = 0  # a replica loses synced log records, and knows it (a checksum that does not match)
 
 
 @dataclass(slots=True)
@@ -174,6 +176,8 @@ def _draw_network(options: Options, rng: random.Random) -> None:
     if _coin(rng, 0.6):
         network.late = rng.choice((0.01, 0.05, 0.2))
         network.late_us = rng.choice((50_000, 300_000, 1_500_000))
+    if _coin(rng, 0.2):
+        network.late_handover = 0.5
     if _coin(rng, 0.3):
         options.snapshot_loss = rng.choice((0.1, 0.4))
     options.snapshot_us = rng.choice(((2_000, 80_000), (50_000, 600_000)))
@@ -242,6 +246,8 @@ def _draw_work(options: Options, rng: random.Random) -> None:
         work.campaign = 1
     if _coin(rng, 0.2):
         work.campaign_hard = 1
+    if options.voters >= 3 and not work.conf_change and _coin(rng, 0.3):
+        options.faults.damage = 2
     if options.evidence and _coin(rng, 0.4):
         work.false_evidence = 2
     if _coin(rng, 0.2):
@@ -370,23 +376,21 @@ def _elections(options: Options, rng: random.Random) -> None:
 def _crash_candidate(options: Options, rng: random.Random) -> None:
     """Candidates that crash before their disk has what they asked for votes with, and are back at once."""
     options.voters = 3
-    options.election_ticks = 3
+    options.learners = 0
+    options.election_ticks = rng.randint(3, 6)
     options.heartbeat_ticks = 1
     options.lease_reads = False
     options.check_quorum = False
-    options.work.lease_read = 0
-    options.disk.sync_us = (20_000, 300_000)
+    options.disk.sync_us = (100, 2_000)
     options.disk.synced_at_crash = 0.1
-    options.network.latency_us = rng.choice(((500, 5_000), (5_000, 40_000), (20_000, 60_000)))
+    options.network.latency_us = rng.choice(((5_000, 40_000), (20_000, 60_000)))
+    options.network.loss = 0.0
     options.network.late = 0.2
     options.network.late_us = 100_000
-    options.faults.crash_candidate = 10
-    options.faults.crash_leader = 1
-    options.faults.heal = 1
-    options.fault_us = 25_000
+    options.faults = FaultWeights(crash_candidate=4, slow_disk=4, crash_leader=1, heal=8)
+    options.fault_us = 40_000
     options.restart_us = 5_000
-    options.work.propose = 20
-    options.work.campaign_hard = 10
+    options.work = WorkWeights(propose=20, campaign_hard=2, flush=1)
     options.work_us = 10_000
 
 
@@ -442,13 +446,13 @@ def _lease_restarts(options: Options, rng: random.Random) -> None:
 
 
 def _lease_transfers(options: Options, rng: random.Random) -> None:
-    """Transfers whose TIMEOUT_NOW arrives when the leader has given them up long ago."""
+    """Transfers whose TIMEOUT_NOW arrives when the leader has given them up, and hears nothing any more."""
     _lease(options, rng)
-    options.work.transfer = 6
-    options.work.false_evidence = 0
-    options.network.ordered = False
-    options.network.late = 0.3
-    options.network.late_us = 1_200_000
+    options.work = WorkWeights(propose=8, lease_read=10, transfer=rng.choice((1, 3)))
+    options.faults = FaultWeights(pause_leader=2, one_way=6, heal=6)
+    options.fault_us = 250_000
+    options.network.loss = 0.0
+    options.network.late_handover = 0.7
 
 
 def _slow_leader(options: Options, rng: random.Random) -> None:
@@ -472,6 +476,23 @@ def _slow_leader(options: Options, rng: random.Random) -> None:
     options.work.false_evidence = 3
 
 
+def _damage(options: Options, rng: random.Random) -> None:
+    """One replica at a time loses a part of what it has acknowledged, while elections go on."""
+    options.voters = rng.choice((3, 3, 5))
+    options.learners = 0
+    options.lease_reads = False
+    options.election_ticks = rng.randint(3, 6)
+    options.heartbeat_ticks = 1
+    options.core_only_heals = False
+    options.network.latency_us = rng.choice(((500, 5_000), (5_000, 40_000)))
+    options.network.loss = rng.choice((0.0, 0.2, 0.4))
+    options.faults = FaultWeights(damage=6, crash_leader=2, isolate_leader=2, one_way=1, heal=6, slow_disk=2)
+    options.fault_us = rng.choice((60_000, 200_000))
+    options.restart_us = 10_000
+    options.work = WorkWeights(propose=20, propose_stale=5, transfer=1, flush=rng.choice((0, 2)), campaign=1)
+    options.work_us = 15_000
+
+
 PROFILES: dict[str, Callable[[Options, random.Random], None]] = {
     "lease": _lease,
     "reads": _reads,
@@ -485,6 +506,7 @@ PROFILES: dict[str, Callable[[Options, random.Random], None]] = {
     "lease-restarts": _lease_restarts,
     "lease-transfers": _lease_transfers,
     "slow-leader": _slow_leader,
+    "damage": _damage,
 }
 """Regions of the space; "swarm" is the whole of it and dips into a region in one seed of three."""
 
@@ -504,6 +526,8 @@ def options_of(seed: int, profile: str = "swarm") -> Options:
     else:
         PROFILES[profile](options, rng)
     _fit_drift(options)
+    if options.work.conf_change or options.voters < 3:
+        options.faults.damage = 0  # a quorum without the damaged one must be left
     if not options.network.ordered:
         # Links keep their order in the real world. Without it, each overtaken append of a window is refused, and each
         # refusal may send the window again: wide windows of tiny appends would flood the run and show nothing.

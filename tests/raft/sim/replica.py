@@ -20,7 +20,7 @@ from raft.config import Config
 from raft.confchange import decode_change
 from raft.errors import RaftError, StepRefused
 from raft.raw_node import RawNode
-from raft.types import AppendAck, Entry, EntryKind, HardState, Message, MessageType, Ready, Role
+from raft.types import AppendAck, Entry, EntryKind, HardState, Message, MessageType, ReadState, Ready, Role
 
 from .checker import Checker
 from .disk import Disk, Write
@@ -31,7 +31,7 @@ from .violation import Violation
 if TYPE_CHECKING:
     from .world import World
 
-_READYS_MAX = 1_000  # in one turn; more would be a Ready that never empties
+_READYS_MAX = 20_000  # in one turn; more would be a Ready that never empties
 
 
 @dataclass(slots=True)
@@ -54,6 +54,9 @@ class Replica:
         self.clock_offset_ms = 0
         self.last_tick_ms = 0
         self.disk_slow_until_us = 0
+        self.damaged = False  # durable: it has lost log records and is not whole again
+        self.heal_number = 0
+        self.damaged_in = 0  # incarnation; what older ones have sent is dropped
 
     def __str__(self) -> str:
         return f"replica {self.id}"
@@ -79,6 +82,7 @@ class Replica:
         self.reads: dict[bytes, Read] = {}
         self.reads_waiting: list[Read] = []
         self.lease_waiting: list[tuple[int, int, int]] = []  # (index to apply, floor, term)
+        self.heal_target: tuple[int, int] | None = None  # (term, index to reach)
         self.asleep_under: tuple[int, int] | None = None
         self.term = self.disk.hard_state.term
         self.role = Role.FOLLOWER
@@ -93,6 +97,7 @@ class Replica:
             random.Random(rng.getrandbits(32)),
             applied=self.machine.index,
             now_ms=now_ms,
+            campaign_barred=self.damaged,
         )
         self.commit = self.node.commit
         world.note(self, "start", self.term, self.commit, self.view.last)
@@ -138,6 +143,16 @@ class Replica:
         self.deferred.clear()
         self.requests.clear()
 
+    def lose_records(self, count: int) -> None:
+        """While it is down, its disk loses the last records, and the next start finds out."""
+        assert not self.alive
+        before = self.disk.log.copy()
+        if self.disk.damage(count):
+            self.damaged = True
+            self.damaged_in = self.incarnation
+            self.world.checker.on_damage(self, before)
+            self.world.note(self, "damage", before.last, self.disk.log.last)
+
     def destroy(self) -> None:
         """The driver removes a replica that is no member any more; its id never comes back."""
         if self.alive:
@@ -168,9 +183,28 @@ class Replica:
         else:
             self.asleep_under = None
             node.tick(now_ms)
+            if self.damaged:
+                self._heal()
             self.turn_over()
         world = self.world
         world.later(self.tick_us(world.options.late_tick), self, self._tick, ())
+
+    def _heal(self) -> None:
+        """Whole again = everything that was committed when it asked is durable here, in the term of the answer."""
+        node = self.node
+        target = self.heal_target
+        if target is not None and target[0] == node.term and min(node.commit, node.durable_index) >= target[1]:
+            node.unbar()
+            self.damaged = False
+            self.world.note(self, "whole", target)
+            self.world.checker.marks["healed damage"] += 1
+        elif target is None or target[0] != node.term or self.world.rng.random() < 0.1:
+            self.heal_target = None
+            self.heal_number += 1
+            try:
+                node.read_index(b"heal%d" % self.heal_number)
+            except RaftError:
+                return
 
     def _watch_sleep(self) -> None:
         """A sleeping group is watched from outside: the leader's node must be there, the same process as before."""
@@ -248,7 +282,8 @@ class Replica:
             self.apply_queue.extend(ready.committed)
             self._schedule_apply()
         for read_state in ready.read_states:
-            self._on_read_state(read_state.context, read_state.index)
+            if not self._on_heal_read(read_state):
+                self._on_read_state(read_state.context, read_state.index)
 
     def observe(self, checker: Checker) -> None:
         """Compare role, term and commit index with those of the last look."""
@@ -421,6 +456,14 @@ class Replica:
             return
         self.reads[context] = Read(kind, floor)
         self.turn_over()
+
+    def _on_heal_read(self, answer: ReadState) -> bool:
+        """True when it is for the healing; only the newest attempt counts."""
+        if not answer.context.startswith(b"heal"):
+            return False
+        if self.damaged and answer.context == b"heal%d" % self.heal_number:
+            self.heal_target = (answer.term, answer.index)
+        return True
 
     def _on_read_state(self, context: bytes, index: int) -> None:
         read = self.reads.pop(context, None)

@@ -9,7 +9,7 @@ import gc
 import multiprocessing
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -107,6 +107,31 @@ def run_many(
         finally:
             for future in futures:
                 future.cancel()
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What the simulation makes of a mutation."""
+
+    mutation: str
+    found: Failure | None  # in the first seed that shows it
+    clean: Summary  # the same seeds with raft/ as it stands
+
+
+def judge(name: str) -> Verdict:
+    """Search for the mutation within its seeds; then run the seeds that it took without it."""
+    mutation = MUTATIONS[name]
+    broken = run_seeds(1, mutation.seeds, mutation.profile, name)
+    clean = run_seeds(1, broken.runs, mutation.profile)
+    return Verdict(name, broken.failures[0] if broken.failures else None, clean)
+
+
+def judge_all(names: Sequence[str], jobs: int = 0) -> Iterator[Verdict]:
+    """All of them on all cores, in the order in which they are done."""
+    with process_pool(jobs) as pool:
+        futures = [pool.submit(judge, name) for name in names]
+        for future in as_completed(futures):
+            yield future.result()
 
 
 def process_pool(jobs: int = 0) -> ProcessPoolExecutor:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import Any
 
-from raft.types import ConfState, HardState, Message, Role
+from raft.types import ConfState, HardState, Message, MessageType, Role
 
 from .checker import Checker, quorum_holds
 from .finale import Finale
@@ -254,9 +254,20 @@ class World:
         trace = self.trace
         if trace is not None and trace.messages:
             trace.note(self.now_us, replica.id, "send", (message,))
-        for at in self.network.arrivals(self.now_us, message.from_id, message.to_id):
+        arrivals = self.network.arrivals(self.now_us, message.from_id, message.to_id)
+        if message.type is MessageType.TIMEOUT_NOW:
+            arrivals = self._handover_arrivals(arrivals)
+        for at in arrivals:
             self._sequence += 1
-            heappush(self._queue, (at, self._sequence, None, 0, self._deliver, (message, None)))
+            heappush(self._queue, (at, self._sequence, None, 0, self._deliver, (message, None, replica.incarnation)))
+
+    def _handover_arrivals(self, arrivals: tuple[int, ...]) -> tuple[int, ...]:
+        """The message that a transfer hangs on is late on purpose: by then the leader may have given it up."""
+        options = self.options
+        if self.rng.random() >= options.network.late_handover:
+            return arrivals
+        late_us = self.rng.randrange(3 * options.election_ticks * TICK_MS * 1_000)
+        return tuple(at + late_us for at in arrivals)
 
     def send_snapshot(self, replica: Replica, message: Message) -> None:
         """The bytes travel beside the message; the sender's driver learns how it went."""
@@ -273,17 +284,19 @@ class World:
         arrived = bool(copies) and self.rng.random() >= self.options.snapshot_loss
         if arrived:
             for at in copies:
-                self.later(at - self.now_us + took_us, None, self._deliver, (message, state))
+                self.later(at - self.now_us + took_us, None, self._deliver, (message, state, replica.incarnation))
         self.later(took_us + 100_000, replica, self._report_snapshot, (replica, message.to_id, arrived))
 
     def _report_snapshot(self, replica: Replica, to_id: int, arrived: bool) -> None:
         replica.node.report_snapshot(to_id, arrived)
         replica.turn_over()
 
-    def _deliver(self, message: Message, state: MachineState | None) -> None:
+    def _deliver(self, message: Message, state: MachineState | None, sent_in: int) -> None:
         to_id = message.to_id
         if (message.from_id, to_id) in self.network.cuts:
             return
+        if sent_in < self.replicas[message.from_id].damaged_in:
+            return  # connections name the process; one that has lost records disowns what the one before has said
         replica = self.replicas.get(to_id)
         if replica is None:
             if to_id >= self.next_id:
