@@ -99,6 +99,7 @@ class _WireMessage(msgspec.Struct, array_like=True, gc=False):
     conf_changes: Annotated[tuple[_Int, ...], msgspec.Meta(max_length=ENTRIES_MAX)] = ()  # offsets in `payloads`
     payloads: Annotated[list[bytes], msgspec.Meta(max_length=ENTRIES_MAX)] = []
     snapshot: _WireSnapshot | None = None
+    lost: _Int = 0
 
 
 class _WireVersion(msgspec.Struct, array_like=True):
@@ -177,10 +178,14 @@ def _encodable(group: int, message: Message) -> tuple[Any, ...]:
     )
     if message.entries:
         head += (message.context, *_columns(message.entries))
-        return head if message.snapshot is None else (*head, _encodable_snapshot(message.snapshot))
-    if message.snapshot is not None:
-        return (*head, message.context, 0, (), (), (), _encodable_snapshot(message.snapshot))
-    return (*head, message.context) if message.context else head
+        if message.snapshot is None and not message.lost:
+            return head
+    elif message.snapshot is not None or message.lost:
+        head += (message.context, 0, (), (), ())
+    else:
+        return (*head, message.context) if message.context else head
+    snapshot = None if message.snapshot is None else _encodable_snapshot(message.snapshot)
+    return (*head, snapshot, message.lost) if message.lost else (*head, snapshot)
 
 
 def _columns(entries: Sequence[Entry]) -> tuple[int, list[int], list[int], list[bytes]]:
@@ -228,6 +233,7 @@ def _message(wire: _WireMessage) -> Message:
         flags & _LEASE != 0,
         wire.context,
         None if wire.snapshot is None else _snapshot(wire.snapshot),
+        wire.lost,
     )
 
 

@@ -1,4 +1,4 @@
-"""Options of the Raft tests."""
+"""Options of the whole suite."""
 
 from __future__ import annotations
 
