@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
+from typing import Self
 
 from kvstore.base.errors import Conflict, KVError
 from kvstore.client import Client
@@ -44,7 +45,7 @@ class Told:
 
 
 class Load:
-    """Runs from its making until `stop`."""
+    """Runs from its making until `stop`, or the end of its context."""
 
     def __init__(self, client: Client, *, pause: float = 0.0) -> None:
         """`pause`: seconds between two writes of a writer, for a machine that does other things as well."""
@@ -53,6 +54,7 @@ class Load:
         self._stopping = False
         self.told = Told()
         self.writes: list[tuple[float, float]] = []  # (begun, acknowledged), of the counters, by time.monotonic
+        self._counted = asyncio.Event()
         self._tasks = [asyncio.ensure_future(self._count(b"count-%d" % n)) for n in range(PUT_WRITERS)]
         self._tasks += [asyncio.ensure_future(self._write_unique(n)) for n in range(UNIQUE_WRITERS)]
         for n in range(INCREMENT_KEYS):
@@ -69,6 +71,7 @@ class Load:
                 await self._client.put(key, b"%d" % number, timeout=PATIENT_SECONDS)
                 self.told.counters[key] = number
                 self.writes.append((began, time.monotonic()))
+                self._counted.set()
             except KVError as error:
                 self.told.errors.append(error)
             await asyncio.sleep(self._pause)
@@ -110,6 +113,17 @@ class Load:
                 told.under_way -= 1
             await asyncio.sleep(self._pause)
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """The writers end in any case: by themselves where all is well."""
+        if kind is None:
+            await self.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
     async def stop(self) -> None:
         self._stopping = True
         await asyncio.gather(*self._tasks)
@@ -123,7 +137,8 @@ class Load:
         """Waits for that. Raises TimeoutError."""
         async with asyncio.timeout(seconds):
             while (found := self.accepted_after(moment)) is None:
-                await asyncio.sleep(0.005)
+                self._counted.clear()
+                await self._counted.wait()
         return found
 
     async def check(self) -> None:

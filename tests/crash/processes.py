@@ -210,12 +210,12 @@ class ProcessCluster:
         """Until these (none named: all that run) can commit and read."""
         wanted = names or tuple(name for name, node in self.nodes.items() if node.running)
 
-        async def ready(name: str) -> bool:
-            node = self.nodes[name]
-            assert node.running, f"{name} has ended: {node.output()[-3:]}"
-            return await self.get(name, "/readyz") is not None
+        async def all_ready() -> bool:
+            for name in wanted:
+                assert self.nodes[name].running, f"{name} has ended: {self.nodes[name].output()[-3:]}"
+            return None not in await asyncio.gather(*(self.get(name, "/readyz") for name in wanted))
 
-        await asyncio.gather(*(until(lambda name=name: ready(name), seconds=seconds) for name in wanted))
+        await until(all_ready, seconds=seconds)
 
     async def leader(self, shard: int = 2) -> str:
         """The name of the node that leads the shard, as most recently elected."""
@@ -261,6 +261,6 @@ async def until(true: Callable[[], Any], *, seconds: float = START_SECONDS_MAX) 
     """Poll a coroutine function until it says yes; the seconds that took. Raises TimeoutError."""
     began = time.monotonic()
     async with asyncio.timeout(seconds):
-        while not await true():
+        while not await true():  # noqa: ASYNC110 (what is waited for happens in other processes)
             await asyncio.sleep(POLL_SECONDS)
     return time.monotonic() - began

@@ -21,8 +21,7 @@ KILLS = 5
 @pytest.mark.slow
 async def test_writes_go_on_soon_after_the_leader_was_killed(tmp_path: Path) -> None:
     waits: list[float] = []
-    async with ProcessCluster(tmp_path) as cluster, cluster.client() as kv:
-        load = Load(kv, pause=0.01)
+    async with ProcessCluster(tmp_path) as cluster, cluster.client() as kv, Load(kv, pause=0.01) as load:
         for _ in range(KILLS):
             leader = await cluster.leader()
             killed_at = time.monotonic()
@@ -42,8 +41,7 @@ async def test_writes_go_on_soon_after_the_leader_was_killed(tmp_path: Path) -> 
 @pytest.mark.slow
 async def test_paused_leader_is_replaced_and_follows_when_it_wakes(tmp_path: Path) -> None:
     """Its connections stay open, so only the election timeout tells; what it still believes harms nobody."""
-    async with ProcessCluster(tmp_path) as cluster, cluster.client() as kv:
-        load = Load(kv, pause=0.01)
+    async with ProcessCluster(tmp_path) as cluster, cluster.client() as kv, Load(kv, pause=0.01) as load:
         paused = await cluster.leader()
         await load.accepted(time.monotonic(), seconds=10)
         paused_at = time.monotonic()
@@ -63,8 +61,7 @@ async def test_paused_leader_is_replaced_and_follows_when_it_wakes(tmp_path: Pat
 @pytest.mark.slow
 async def test_rolling_restart_shows_clients_no_error(tmp_path: Path) -> None:
     """SIGTERM: leaderships are handed over first, so even writes with a short deadline go through."""
-    async with ProcessCluster(tmp_path) as cluster, cluster.client() as kv:
-        load = Load(kv, pause=0.01)
+    async with ProcessCluster(tmp_path) as cluster, cluster.client() as kv, Load(kv, pause=0.01) as load:
         for name in ("n1", "n2", "n3"):
             assert await cluster[name].stop() == 0
             await cluster.start(name)

@@ -37,8 +37,7 @@ async def test_killed_nodes_lose_nothing_that_was_acknowledged(tmp_path: Path) -
     rng.shuffle(kinds)
     failovers: list[float] = []
     began = time.monotonic()
-    async with ProcessCluster(tmp_path) as cluster, cluster.client() as kv:
-        load = Load(kv, pause=0.005)
+    async with ProcessCluster(tmp_path) as cluster, cluster.client() as kv, Load(kv, pause=0.005) as load:
         for number, kind in enumerate(kinds, 1):
             await asyncio.sleep(rng.uniform(0.05, 0.6))
             victims = await _victims(kind, cluster, rng)
