@@ -82,7 +82,7 @@ def test_golden_bytes(messages: list[GroupMessage], removed: list[Removed], blob
 
 def test_a_later_node_may_add_fields_at_the_end() -> None:
     wire = msgspec.msgpack.decode(encode([HEARTBEAT], [Removed(1, 2)]))
-    wire[1][0] += [0, [], [], [], None, "new in a message"]
+    wire[1][0] += [0, [], [], [], None, 0, "new in a message"]
     wire[2][0].append("new in a notice")
     wire.append(["beats"])
     frame = decode(msgspec.msgpack.encode(wire))
