@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from tests.raft.sim.mutations import MUTATIONS
-from tests.raft.sim.options import PROFILES, options_of
+from tests.raft.sim.profiles import PROFILES
 from tests.raft.sim.runner import Summary, run_many, run_seeds, run_world, tail_of
+from tests.raft.sim.swarm import options_of
 from tests.raft.sim.violation import EXIT_LIVENESS, EXIT_SAFETY
 
 ROOT = Path(__file__).parents[2]

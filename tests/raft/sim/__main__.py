@@ -10,8 +10,9 @@ import sys
 import time
 
 from .mutations import MUTATIONS
-from .options import PROFILES, options_of
+from .profiles import PROFILES
 from .runner import Failure, Summary, judge_all, run_many, run_world, tail_of
+from .swarm import options_of
 from .trace import Trace
 from .violation import EXIT_SAFETY
 
@@ -81,9 +82,12 @@ def _run_range(options: argparse.Namespace) -> int:
             _report(failure)
         if total.failures and not options.keep_going:
             break
-        line = f"{total.runs}/{last - first + 1} seeds, {total.events} events, {time.monotonic() - began:.0f} s"
-        print(line, end="\r" if sys.stdout.isatty() else "\n" if total.runs % 1_000 < 25 else "", flush=True)
-    print(f"\n{total.runs} seeds, {total.events} events, {len(total.failures)} failed, {time.monotonic() - began:.1f} s")
+        if sys.stdout.isatty() or total.runs % 1_000 == 0:
+            line = f"{total.runs}/{last - first + 1} seeds, {total.events} events, {time.monotonic() - began:.0f} s"
+            print(line, end="\r" if sys.stdout.isatty() else "\n", flush=True)
+    print(
+        f"\n{total.runs} seeds, {total.events} events, {len(total.failures)} failed, {time.monotonic() - began:.1f} s"
+    )
     print(", ".join(f"{mark} {count}" for mark, count in sorted(total.marks.items())))
     return max((failure.violation.exit_code for failure in total.failures), default=0)
 

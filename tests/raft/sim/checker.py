@@ -31,7 +31,13 @@ if TYPE_CHECKING:
 _APPEND = MessageType.APPEND
 _APPEND_REPLY = MessageType.APPEND_REPLY
 _VOTE_REPLY = MessageType.VOTE_REPLY
-_LEADER_ONLY = (MessageType.APPEND, MessageType.HEARTBEAT, MessageType.SNAPSHOT, MessageType.TIMEOUT_NOW, MessageType.SLEEP)
+_LEADER_ONLY = (
+    MessageType.APPEND,
+    MessageType.HEARTBEAT,
+    MessageType.SNAPSHOT,
+    MessageType.TIMEOUT_NOW,
+    MessageType.SLEEP,
+)
 
 
 def quorum_holds(conf: ConfState, has: Callable[[int], bool]) -> bool:
@@ -47,8 +53,12 @@ class Checker:
         self.founding = founding
         self.leaders: dict[int, int] = {}  # term -> replica
         self.votes: dict[tuple[int, int], int] = {}  # (replica, term) -> candidate, durable
-        self.voted_with: dict[tuple[int, int], tuple[int, int]] = {}  # (replica, term) -> (term, index) of its log's end
-        self.seen: dict[tuple[int, int], tuple[int, EntryKind, bytes]] = {}  # (index, term) -> previous term, kind, bytes
+        self.voted_with: dict[
+            tuple[int, int], tuple[int, int]
+        ] = {}  # (replica, term) -> (term, index) of its log's end
+        self.seen: dict[
+            tuple[int, int], tuple[int, EntryKind, bytes]
+        ] = {}  # (index, term) -> previous term, kind, bytes
         self.committed: list[int] = [founding.term] * (founding.index + 1)  # term at index
         self.committed_under: list[int] = [founding.term] * (founding.index + 1)  # term of the leader that committed it
         self.states: dict[int, MachineState] = {founding.index: founding}  # after applying index
@@ -81,7 +91,9 @@ class Checker:
             known = seen.setdefault((entry.index, entry.term), (previous, entry.kind, entry.data))
             if known[0] != previous or known[2] != entry.data or known[1] != entry.kind:
                 here = (previous, entry.kind, entry.data)
-                raise Violation("log-matching", f"{replica} has {here} at {entry.index}/{entry.term}, elsewhere {known}")
+                raise Violation(
+                    "log-matching", f"{replica} has {here} at {entry.index}/{entry.term}, elsewhere {known}"
+                )
             if entry.term < previous:
                 raise Violation("log-terms", f"{replica} writes term {entry.term} after {previous} at {entry.index}")
             previous = entry.term
@@ -94,7 +106,9 @@ class Checker:
         older = view.entries[replica.machine.index - view.offset : entries[0].index - view.offset - 1]
         for other in (*older, *entries):
             if other.kind is EntryKind.CONF_CHANGE and replica.machine.index < other.index < entry.index:
-                raise Violation("one-change", f"{replica} proposes a change at {entry.index}, {other.index} is not applied")
+                raise Violation(
+                    "one-change", f"{replica} proposes a change at {entry.index}, {other.index} is not applied"
+                )
 
     def _check_replaced(self, replica: Replica, entries: Sequence[Entry]) -> None:
         """What is replaced or cut off must not be committed."""
@@ -105,7 +119,9 @@ class Checker:
             if view.term(index) != self.committed[index]:
                 continue
             if index - first >= len(entries) or entries[index - first].term != self.committed[index]:
-                raise Violation("committed-lost", f"{replica} drops {index}/{self.committed[index]}, which is committed")
+                raise Violation(
+                    "committed-lost", f"{replica} drops {index}/{self.committed[index]}, which is committed"
+                )
 
     def on_snapshot(self, replica: Replica, state: MachineState) -> None:
         if state.index <= replica.commit:
@@ -135,7 +151,10 @@ class Checker:
             index -= 1
         if not replica.view.holds(index, self.committed[index]):
             has = replica.view.term(index)
-            raise Violation("leader-completeness", f"{replica} leads in {term}, has {index}/{has}, committed {self.committed[index]}")
+            raise Violation(
+                "leader-completeness",
+                f"{replica} leads in {term}, has {index}/{has}, committed {self.committed[index]}",
+            )
         self.marks["elections"] += 1
 
     def _check_voters_logs(self, replica: Replica, term: int, conf: ConfState) -> None:
@@ -148,7 +167,9 @@ class Checker:
         for voter in (*conf.voters, *conf.voters_outgoing):
             has = self.voted_with.get((voter, term))
             if voter != replica.id and self.votes.get((voter, term)) == replica.id and has is not None and has > end:
-                raise Violation("up-to-date", f"{replica} leads in {term} with a log up to {end}, {voter} voted with {has}")
+                raise Violation(
+                    "up-to-date", f"{replica} leads in {term} with a log up to {end}, {voter} voted with {has}"
+                )
 
     def on_commit(self, replica: Replica, old: int, new: int, role: Role, term: int, conf: ConfState) -> None:
         """The commit index of a replica has moved from old to new."""
@@ -160,7 +181,9 @@ class Checker:
         committed = self.committed
         for index in range(max(old, view.offset) + 1, min(new, len(committed) - 1) + 1):
             if view.term(index) != committed[index]:
-                raise Violation("committed-differs", f"{replica} commits {index}/{view.term(index)}, elsewhere {committed[index]}")
+                raise Violation(
+                    "committed-differs", f"{replica} commits {index}/{view.term(index)}, elsewhere {committed[index]}"
+                )
         if new >= len(committed):
             self._on_first_commit(replica, new, role, term, conf)
 
@@ -169,16 +192,22 @@ class Checker:
         if role != Role.LEADER:
             raise Violation("commit-by-leader", f"{replica} is the first to commit {new}, as {role.name}")
         if view.term(new) != term:
-            raise Violation("commit-own-term", f"{replica} leads in {term} and counts {new}/{view.term(new)} as committed")
+            raise Violation(
+                "commit-own-term", f"{replica} leads in {term} and counts {new}/{view.term(new)} as committed"
+            )
         disks = self.disks
         if not quorum_holds(conf, lambda voter: self._has_stored(voter, new, term)):
             lasts = {voter: disks[voter].log.last for voter in (*conf.voters, *conf.voters_outgoing) if voter in disks}
-            raise Violation("commit-on-quorum", f"{replica} commits {new}/{term}, durable last indexes are {lasts}, {conf}")
+            raise Violation(
+                "commit-on-quorum", f"{replica} commits {new}/{term}, durable last indexes are {lasts}, {conf}"
+            )
         for index in range(len(self.committed), new + 1):
             self._on_new_committed(index, view.term(index), term)
         newest = replica.world.newest_leader()
         if newest is not None and newest.term > term and not newest.view.holds(new, term):
-            raise Violation("leader-completeness", f"{replica} commits {new}/{term}, the newer leader {newest} lacks it")
+            raise Violation(
+                "leader-completeness", f"{replica} commits {new}/{term}, the newer leader {newest} lacks it"
+            )
 
     def _has_stored(self, voter: int, index: int, term: int) -> bool:
         """The entry is, or (at a damaged replica) was durable there."""
@@ -189,7 +218,9 @@ class Checker:
 
     def _on_new_committed(self, index: int, term: int, under: int) -> None:
         if under < self.committed_under[-1]:
-            raise Violation("commit-by-old-leader", f"{index}/{term} committed in term {under} after {self.committed_under[-1]}")
+            raise Violation(
+                "commit-by-old-leader", f"{index}/{term} committed in term {under} after {self.committed_under[-1]}"
+            )
         self.committed.append(term)
         self.committed_under.append(under)
         data = self.seen[index, term][2]
@@ -197,7 +228,9 @@ class Checker:
         if promised != data:
             raise Violation("proposal-place", f"{promised!r} was promised {index}/{term}, where {data!r} is")
         if data and data in self.refused:
-            raise Violation("refused-committed", f"{data!r} was refused ({self.refused[data]}) and is committed at {index}")
+            raise Violation(
+                "refused-committed", f"{data!r} was refused ({self.refused[data]}) and is committed at {index}"
+            )
 
     # -- durability of what is told to others
 
@@ -210,7 +243,9 @@ class Checker:
         if hard_state.vote:
             known = self.votes.setdefault((replica.id, hard_state.term), hard_state.vote)
             if known != hard_state.vote:
-                raise Violation("one-vote", f"{replica} votes for {hard_state.vote} and {known} in term {hard_state.term}")
+                raise Violation(
+                    "one-vote", f"{replica} votes for {hard_state.vote} and {known} in term {hard_state.term}"
+                )
         elif (replica.id, hard_state.term) in self.votes:
             raise Violation("one-vote", f"{replica} forgets its vote of term {hard_state.term}")
 
@@ -235,12 +270,16 @@ class Checker:
                 # Voted and moved on to a newer term in one turn: that term on disk keeps the vote as well.
                 self.votes.setdefault((replica.id, message.term), message.to_id)
             if self.votes.get((replica.id, message.term)) != message.to_id:
-                raise Violation("vote-durable", f"{replica} tells of a vote for {message.to_id} in {message.term}, not stored")
+                raise Violation(
+                    "vote-durable", f"{replica} tells of a vote for {message.to_id} in {message.term}, not stored"
+                )
             if disk.hard_state.term == message.term:
                 self.voted_with.setdefault((replica.id, message.term), (disk.log.term(disk.log.last), disk.log.last))
         elif kind is _APPEND_REPLY:
             if disk.hard_state.term < message.term:
-                raise Violation("term-durable", f"{replica} acknowledges in term {message.term}, {disk.hard_state.term} is stored")
+                raise Violation(
+                    "term-durable", f"{replica} acknowledges in term {message.term}, {disk.hard_state.term} is stored"
+                )
             # With a newer term on disk the promise counts for nothing any more, and entries of that term may have taken
             # the place of what is acknowledged, all in one turn.
             if disk.hard_state.term == message.term and disk.log.last < message.index:
@@ -251,7 +290,9 @@ class Checker:
     def on_apply(self, replica: Replica, entry: Entry, state: MachineState) -> None:
         index = entry.index
         if index >= len(self.committed) or self.committed[index] != entry.term:
-            raise Violation("applied-uncommitted", f"{replica} applies {index}/{entry.term}, which is not what is committed")
+            raise Violation(
+                "applied-uncommitted", f"{replica} applies {index}/{entry.term}, which is not what is committed"
+            )
         known = self.states.setdefault(index, state)
         if known is not state and known != state:
             raise Violation("state-machine-safety", f"{replica} reaches {state} by {entry}, elsewhere {known}")
@@ -259,7 +300,9 @@ class Checker:
     def check_read(self, replica: Replica, kind: str, index: int, floor: int) -> None:
         """A read may be answered from `index`; when it was asked for, `floor` was committed."""
         if index < floor:
-            raise Violation("stale-read", f"{replica} serves a {kind} read at {index}, {floor} was committed when it began")
+            raise Violation(
+                "stale-read", f"{replica} serves a {kind} read at {index}, {floor} was committed when it began"
+            )
 
     def on_read(self, replica: Replica, kind: str, index: int, floor: int) -> None:
         """A read is answered from `index`."""

@@ -66,7 +66,13 @@ _ELECTIONS = {
     ),
     "refusal-believed": Mutation(
         "a commit index is taken over only where the logs agree",
-        (Edit("raft.election:learn_commit", "not log.matches(index=message.commit, term=message.log_term)", "message.commit > log.last_index"),),
+        (
+            Edit(
+                "raft.election:learn_commit",
+                "not log.matches(index=message.commit, term=message.log_term)",
+                "message.commit > log.last_index",
+            ),
+        ),
         "elections",
         400,
     ),
@@ -108,7 +114,11 @@ _LOG = {
     "joint-as-one-majority": Mutation(
         "the halves of a joint configuration are counted apart",
         (
-            Edit("raft.quorum:joint_index", "if not outgoing:\n        return majority_index(incoming)", "if True:\n        return majority_index([*incoming, *outgoing])"),
+            Edit(
+                "raft.quorum:joint_index",
+                "if not outgoing:\n        return majority_index(incoming)",
+                "if True:\n        return majority_index([*incoming, *outgoing])",
+            ),
         ),
         "membership",
     ),
@@ -131,7 +141,13 @@ _LOG = {
     ),
     "append-not-matched": Mutation(
         "an append is taken only after an entry that the leader has too",
-        (Edit("raft.log:RaftLog.maybe_append", "not self.matches(index=index, term=log_term)", "index > self.last_index"),),
+        (
+            Edit(
+                "raft.log:RaftLog.maybe_append",
+                "not self.matches(index=index, term=log_term)",
+                "index > self.last_index",
+            ),
+        ),
         "elections",
     ),
     "commit-beyond-match": Mutation(
@@ -184,7 +200,13 @@ _MEMBERSHIP = {
     ),
     "change-before-own-commit": Mutation(
         "a new leader assumes that a change may be pending in its log",
-        (Edit("raft.core:LeaderState.__init__", "self.pending_conf_index = first_index - 1", "self.pending_conf_index = 0"),),
+        (
+            Edit(
+                "raft.core:LeaderState.__init__",
+                "self.pending_conf_index = first_index - 1",
+                "self.pending_conf_index = 0",
+            ),
+        ),
         "membership",
         400,
     ),
@@ -199,7 +221,13 @@ _READS = {
     ),
     "round-of-one-half": Mutation(
         "a round needs majorities of both halves of a joint configuration",
-        (Edit("raft.tracker:Tracker.confirmed_round", "[progress[voter].acked_round for voter in conf.voters_outgoing]", "[]"),),
+        (
+            Edit(
+                "raft.tracker:Tracker.confirmed_round",
+                "[progress[voter].acked_round for voter in conf.voters_outgoing]",
+                "[]",
+            ),
+        ),
         "joint-reads",
         2_000,
     ),
@@ -223,7 +251,13 @@ _READS = {
     ),
     "context-reused": Mutation(
         "a new read context for each attempt (the driver's rule)",
-        (Edit("tests.raft.sim.workload:Workload.context", 'b"r%d.%d" % (replica.id, self._number)', 'b"r%d" % replica.id'),),
+        (
+            Edit(
+                "tests.raft.sim.workload:Workload.context",
+                'b"r%d.%d" % (replica.id, self._number)',
+                'b"r%d" % replica.id',
+            ),
+        ),
         "reads",
         400,
     ),
@@ -232,13 +266,27 @@ _READS = {
 _LEASE = {
     "lease-checked-before-the-read": Mutation(
         "the lease is checked by a clock that is read after the value (the driver's rule)",
-        (Edit("tests.raft.sim.replica:Replica.lease_still_held", "self.node.term == term and self.node.lease_valid(self.clock_ms())", "True"),),
+        (
+            Edit(
+                "tests.raft.sim.reads:Reads.lease_still_held",
+                "node.term == term and node.lease_valid(self._replica.clock_ms())",
+                "True",
+            ),
+        ),
         "lease",
         400,
     ),
     "lease-from-the-answer": Mutation(
         "a lease begins when the round was sent, not when it was answered",
-        (Edit("raft.leader:confirm_rounds", "lead.lease.confirm(core.tracker.promised_round())", "lead.lease.confirm(core.tracker.promised_round())\n        if lead.lease.start_ms is not None:\n            lead.lease.start_ms = core.now_ms"),),
+        (
+            Edit(
+                "raft.leader:confirm_rounds",
+                "lead.lease.confirm(core.tracker.promised_round())",
+                "lead.lease.confirm(core.tracker.promised_round())\n"
+                "        if lead.lease.start_ms is not None:\n"
+                "            lead.lease.start_ms = core.now_ms",
+            ),
+        ),
         "lease",
         400,
     ),
@@ -262,7 +310,13 @@ _LEASE = {
     ),
     "evidence-breaks-promise": Mutation(
         "evidence does not end a promise",
-        (Edit("raft.follower:on_leader_gone", "if core.promise_ticks > 0:\n        return False", "core.promise_ticks = 0"),),
+        (
+            Edit(
+                "raft.follower:on_leader_gone",
+                "if core.promise_ticks > 0:\n        return False",
+                "core.promise_ticks = 0",
+            ),
+        ),
         "lease",
         400,
     ),

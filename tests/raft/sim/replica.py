@@ -13,32 +13,26 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from raft.config import Config
 from raft.confchange import decode_change
-from raft.errors import RaftError, StepRefused
+from raft.config import Config
+from raft.errors import StepRefused
 from raft.raw_node import RawNode
-from raft.types import AppendAck, Entry, EntryKind, HardState, Message, MessageType, ReadState, Ready, Role
+from raft.types import AppendAck, Entry, EntryKind, HardState, Message, MessageType, Ready, Role
 
 from .checker import Checker
 from .disk import Disk, Write
+from .healing import Healing
 from .machine import MachineState, applied
 from .options import TICK_MS
+from .reads import Reads
 from .violation import Violation
 
 if TYPE_CHECKING:
     from .world import World
 
 _READYS_MAX = 20_000  # in one turn; more would be a Ready that never empties
-
-
-@dataclass(slots=True)
-class Read:
-    kind: str
-    floor: int  # what was committed when the read began
-    index: int = 0  # what must be applied before it is answered
 
 
 class Replica:
@@ -55,7 +49,6 @@ class Replica:
         self.last_tick_ms = 0
         self.disk_slow_until_us = 0
         self.damaged = False  # durable: it has lost log records and is not whole again
-        self.heal_number = 0
         self.damaged_in = 0  # incarnation; what older ones have sent is dropped
 
     def __str__(self) -> str:
@@ -72,17 +65,15 @@ class Replica:
         self.view = self.disk.log.copy()
         self.machine = self.disk.flushed
         self.paused_until_us = 0
-        self.deferred: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
-        self.requests: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
+        self.deferred: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+        self.requests: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self.pump_due = False
         self.apply_due = False
         self.apply_queue: deque[Entry | MachineState] = deque()
         self.applied_told = self.machine.index
         self.staged: dict[tuple[int, int], MachineState] = {}  # snapshots whose bytes are here
-        self.reads: dict[bytes, Read] = {}
-        self.reads_waiting: list[Read] = []
-        self.lease_waiting: list[tuple[int, int, int]] = []  # (index to apply, floor, term)
-        self.heal_target: tuple[int, int] | None = None  # (term, index to reach)
+        self.reads = Reads(self)
+        self.healing = Healing(self)
         self.asleep_under: tuple[int, int] | None = None
         self.term = self.disk.hard_state.term
         self.role = Role.FOLLOWER
@@ -183,28 +174,10 @@ class Replica:
         else:
             self.asleep_under = None
             node.tick(now_ms)
-            if self.damaged:
-                self._heal()
+            self.healing.tick()
             self.turn_over()
         world = self.world
         world.later(self.tick_us(world.options.late_tick), self, self._tick, ())
-
-    def _heal(self) -> None:
-        """Whole again = everything that was committed when it asked is durable here, in the term of the answer."""
-        node = self.node
-        target = self.heal_target
-        if target is not None and target[0] == node.term and min(node.commit, node.durable_index) >= target[1]:
-            node.unbar()
-            self.damaged = False
-            self.world.note(self, "whole", target)
-            self.world.checker.marks["healed damage"] += 1
-        elif target is None or target[0] != node.term or self.world.rng.random() < 0.1:
-            self.heal_target = None
-            self.heal_number += 1
-            try:
-                node.read_index(b"heal%d" % self.heal_number)
-            except RaftError:
-                return
 
     def _watch_sleep(self) -> None:
         """A sleeping group is watched from outside: the leader's node must be there, the same process as before."""
@@ -282,8 +255,8 @@ class Replica:
             self.apply_queue.extend(ready.committed)
             self._schedule_apply()
         for read_state in ready.read_states:
-            if not self._on_heal_read(read_state):
-                self._on_read_state(read_state.context, read_state.index)
+            if not self.healing.on_read_state(read_state):
+                self.reads.on_read_state(read_state)
 
     def observe(self, checker: Checker) -> None:
         """Compare role, term and commit index with those of the last look."""
@@ -439,70 +412,4 @@ class Replica:
 
     def _told_applied(self, index: int) -> None:
         self.node.applied_to(index)
-        world = self.world
-        for read in self.reads_waiting:
-            if read.index <= index:
-                world.checker.on_read(self, read.kind, index, read.floor)
-        self.reads_waiting = [read for read in self.reads_waiting if read.index > index]
-        if self.lease_waiting:
-            self._read_values(index)
-
-    # -- reads
-
-    def read_index(self, context: bytes, floor: int, kind: str) -> None:
-        try:
-            self.node.read_index(context)
-        except RaftError:
-            return
-        self.reads[context] = Read(kind, floor)
-        self.turn_over()
-
-    def _on_heal_read(self, answer: ReadState) -> bool:
-        """True when it is for the healing; only the newest attempt counts."""
-        if not answer.context.startswith(b"heal"):
-            return False
-        if self.damaged and answer.context == b"heal%d" % self.heal_number:
-            self.heal_target = (answer.term, answer.index)
-        return True
-
-    def _on_read_state(self, context: bytes, index: int) -> None:
-        read = self.reads.pop(context, None)
-        if read is None:
-            return  # answered twice, or asked by the process before this one
-        checker = self.world.checker
-        checker.check_read(self, read.kind, index, read.floor)
-        if index > self.machine.index:
-            read.index = index
-            self.reads_waiting.append(read)
-        else:
-            checker.on_read(self, read.kind, self.machine.index, read.floor)
-
-    def lease_read(self, floor: int) -> None:
-        """The request is being looked at; it may have waited in a socket since `floor` was committed.
-
-        `turn_ms` was read when this turn of the loop began, so the first check is only a filter.
-        """
-        node = self.node
-        if not node.lease_valid(self.turn_ms):
-            return
-        self.lease_waiting.append((node.commit, floor, node.term))
-        self._read_values(self.machine.index)
-
-    def _read_values(self, index: int) -> None:
-        """The value is read at `index`; the lease is checked after that, perhaps after a pause."""
-        waiting = self.lease_waiting
-        self.lease_waiting = [item for item in waiting if item[0] > index]
-        rng = self.world.rng
-        for target, floor, term in waiting:
-            if target <= index:
-                if rng.random() < 0.1:
-                    self.world.pause(self)
-                self.world.later(rng.randrange(200), self, self.answer_lease_read, (index, floor, term))
-
-    def answer_lease_read(self, index: int, floor: int, term: int) -> None:
-        if self.lease_still_held(term):
-            self.world.checker.on_read(self, "lease", index, floor)
-
-    def lease_still_held(self, term: int) -> bool:
-        """By a clock read *after* the value: a pause in between would make the value stale."""
-        return self.node.term == term and self.node.lease_valid(self.clock_ms())
+        self.reads.on_applied(index)

@@ -15,7 +15,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 from .mutations import MUTATIONS
-from .options import options_of
+from .swarm import options_of
 from .trace import Trace
 from .violation import Violation
 from .world import World

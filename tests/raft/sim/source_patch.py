@@ -9,8 +9,6 @@ Invariant: at the end of the context everything is as it was; the change is seen
 
 from __future__ import annotations
 
-import __future__
-
 import importlib
 import inspect
 import linecache
@@ -23,7 +21,7 @@ from dataclasses import dataclass
 from types import FunctionType, ModuleType
 
 
-class StalePatch(Exception):  # noqa: N818 - what it is
+class StalePatch(Exception):
     """The code does not look any more as the patch expects."""
 
 
@@ -43,6 +41,7 @@ class Edit:
             owner = getattr(owner, class_name)
         original = inspect.getattr_static(owner, name)
         function = original.fget if isinstance(original, property) else original
+        assert isinstance(function, FunctionType)
         patched = self._compiled(function, module)
         replacement = property(patched) if isinstance(original, property) else patched
         # Others may have imported the function by its name.
@@ -65,7 +64,7 @@ class Edit:
         file_name = f"<broken {self.where} {zlib.crc32(broken.encode()):x}>"
         # So that another edit of the same function, and a traceback, find the source.
         linecache.cache[file_name] = (len(broken), None, broken.splitlines(keepends=True), file_name)
-        code = compile(broken, file_name, "exec", __future__.annotations.compiler_flag)
+        code = compile(broken, file_name, "exec", annotations.compiler_flag)
         names: dict[str, FunctionType] = {}
         exec(code, module.__dict__, names)
         return names[function.__name__]

@@ -7,7 +7,7 @@ EXIT_LIVENESS = 128  # healed, and yet no progress within the bound
 EXIT_SAFETY = 129  # a promise was broken
 
 
-class Violation(Exception):  # noqa: N818 - the word of the field
+class Violation(Exception):
     """A rule that did not hold. `invariant` is its short name, the same in every run."""
 
     def __init__(self, invariant: str, text: str, *, exit_code: int = EXIT_SAFETY) -> None:

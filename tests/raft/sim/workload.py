@@ -71,7 +71,7 @@ class Workload:
         believers = self._world.believers()
         return self._world.rng.choice(believers) if believers else None
 
-    def _ask(self, replica: Replica | None, action: Callable[..., None], *arguments: object) -> None:
+    def _ask(self, replica: Replica | None, action: Callable[..., object], *arguments: object) -> None:
         if replica is not None and replica.alive:
             self._world.request(replica, action, (replica, *arguments))
 
@@ -125,14 +125,14 @@ class Workload:
     def read_index_from(self, replica: Replica | None, kind: str = "index") -> None:
         self._number += 1
         if replica is not None:
-            self._ask(replica, Replica.read_index, self.context(replica), self._world.checker.commit, kind)
+            self._ask(replica, _read_index, self.context(replica), self._world.checker.commit, kind)
 
     def context(self, replica: Replica) -> bytes:
         """A new one for each attempt, also over restarts of the asker."""
         return b"r%d.%d" % (replica.id, self._number)
 
     def _lease_read(self) -> None:
-        self._ask(self._believer(), Replica.lease_read, self._world.checker.commit)
+        self._ask(self._believer(), _lease_read, self._world.checker.commit)
 
     # -- leadership
 
@@ -244,7 +244,8 @@ class Workload:
             if single is not None:
                 singles.append(single)
                 touched.append(single.replica_id)
-        removed = sum(single.kind is not ConfChangeKind.ADD_VOTER for single in singles if single.replica_id in conf.voters)
+        taken = [single for single in singles if single.replica_id in conf.voters]
+        removed = sum(single.kind is not ConfChangeKind.ADD_VOTER for single in taken)
         added = sum(single.kind is ConfChangeKind.ADD_VOTER for single in singles)
         if not singles or len(conf.voters) - removed + added < 1:
             return None
@@ -289,3 +290,11 @@ class Workload:
         if index > disk.log.offset:
             disk.compact(index)
             self._world.note(replica, "compact", index)
+
+
+def _read_index(replica: Replica, context: bytes, floor: int, kind: str) -> None:
+    replica.reads.ask(context, floor, kind)
+
+
+def _lease_read(replica: Replica, floor: int) -> None:
+    replica.reads.ask_lease(floor)

@@ -33,7 +33,7 @@ FOUNDING_INDEX = 5
 FOUNDING_TERM = 1
 _EVENTS_MAX = 60_000  # of one run; more is a storm of messages
 
-Action = Callable[..., None]
+Action = Callable[..., object]
 
 
 class World:
@@ -166,8 +166,9 @@ class World:
         for other in self.replicas.values():
             if other is leader or not other.alive:
                 continue
-            if other.node.role is Role.LEADER and other.node.term < term and other.node.lease_valid(other.clock_ms()):
-                raise Violation("lease-exclusive", f"{leader} commits in {term}, {other} holds a lease of {other.node.term}")
+            node = other.node
+            if node.role is Role.LEADER and node.term < term and node.lease_valid(other.clock_ms()):
+                raise Violation("lease-exclusive", f"{leader} commits in {term}, {other} holds a lease of {node.term}")
 
     def crash(self, replica: Replica) -> None:
         """The process ends; its connections close, which the others may see."""
