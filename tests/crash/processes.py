@@ -14,8 +14,9 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 import aiohttp
@@ -117,7 +118,15 @@ class NodeProcess:
 class ProcessCluster:
     """Nodes n1, n2, ... in processes of their own."""
 
-    def __init__(self, folder: Path, nodes: int = 3, *, flags: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        nodes: int = 3,
+        *,
+        flags: Sequence[str] = (),
+        folders: Mapping[str, Path] = MappingProxyType({}),
+    ) -> None:
+        """`folders`: of nodes that are not to lie in `folder`."""
         ports = [free_port() for _ in range(nodes)]
         while len(set(ports)) < nodes:
             ports = [free_port() for _ in range(nodes)]
@@ -127,7 +136,7 @@ class ProcessCluster:
         self.folder = folder
         self._flags = list(flags)
         self.nodes = {
-            name: NodeProcess(name, folder, port=port, flags=[*founding, *flags])
+            name: NodeProcess(name, folders.get(name, folder), port=port, flags=[*founding, *flags])
             for name, port in zip(names, ports, strict=True)
         }
         self._http: aiohttp.ClientSession | None = None
