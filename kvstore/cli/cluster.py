@@ -22,11 +22,8 @@ from kvstore.cli.render import bytes_text, duration_text, note, print_json, prin
 from kvstore.cli.rest import NotReached, Rest
 from kvstore.cli.target import Target, kvctl_command, run, target_of, target_options
 
-STATUS_SECONDS_MAX = 2.0  # a paused node must not hold up the picture of the others
-
-
-def _rest(target: Target) -> Rest:
-    return Rest(target.endpoints, timeout=target.timeout)
+CHANGE_SECONDS = 70.0  # a node itself gives up a change after 60: a replica may have a whole shard to copy
+STATUS_SECONDS = 2.0  # a paused node must not hold up the picture of the others
 
 
 def _list(content: Any, name: str) -> list[dict[str, Any]]:
@@ -50,7 +47,7 @@ def _key_text(row: Mapping[str, Any], name: str, *, empty: str) -> str:
 @kvctl_command
 async def status(target: Target) -> None:
     """Show the nodes and who leads each shard."""
-    async with Rest(target.endpoints, timeout=min(target.timeout, STATUS_SECONDS_MAX)) as rest:
+    async with target.rest(seconds=STATUS_SECONDS) as rest:
         members = await _members_of(rest)
         views = await asyncio.gather(*(_view_of(rest, member) for member in members))
     shards = shard_views(views)
@@ -147,7 +144,7 @@ def _number(values: Any, name: str) -> int | None:
 @kvctl_command
 async def members(target: Target) -> None:
     """List the nodes of the cluster."""
-    async with _rest(target) as rest:
+    async with target.rest() as rest:
         content = await rest.get("/v1/members")
     if target.json:
         print_json(content)
@@ -173,7 +170,7 @@ async def members(target: Target) -> None:
 @kvctl_command
 async def operators(target: Target) -> None:
     """List what the cluster does about replicas, now and lately."""
-    async with _rest(target) as rest:
+    async with target.rest() as rest:
         content = await rest.get("/v1/operators")
     if target.json:
         print_json(content)
@@ -209,7 +206,7 @@ def shards(context: click.Context) -> None:
 
 
 async def _list_shards(target: Target) -> None:
-    async with _rest(target) as rest:
+    async with target.rest() as rest:
         rows = await _all_shards(rest)
     if target.json:
         print_json(rows)
@@ -276,7 +273,7 @@ def _replicas_text(replicas: Any) -> str:
 @kvctl_command
 async def transfer(target: Target, shard: int, to_node: str) -> None:
     """Let NODE lead SHARD. Writes go on; callers see no error."""
-    async with _rest(target) as rest:
+    async with target.rest(seconds=CHANGE_SECONDS) as rest:
         answer = await rest.change("POST", f"/v1/shards/{shard}/transfer", {"node": to_node})
     _done(target, answer, f"{to_node} leads shard {shard}")
 
@@ -298,7 +295,7 @@ async def routes(target: Target) -> None:
 
     This is what clients learn.
     """
-    async with _rest(target) as rest:
+    async with target.rest() as rest:
         content = await rest.get("/v1/routes")
     if target.json:
         print_json(content)
@@ -340,7 +337,7 @@ async def node_remove(target: Target, name: str, yes: bool) -> None:
     """
     if not yes and sys.stdin.isatty():
         click.confirm(f"Remove {name} for good?", abort=True, err=True)
-    async with _rest(target) as rest:
+    async with target.rest(seconds=CHANGE_SECONDS) as rest:
         answer = await rest.change("DELETE", f"/v1/members/{quote(name, safe='')}")
     _done(target, answer, f"removed {name}")
 
@@ -359,7 +356,7 @@ async def replicas_add(target: Target, shard: int, on_node: str) -> None:
 
     It learns first and votes when it has caught up. Where a shard then has more than three, the cluster takes one off.
     """
-    async with _rest(target) as rest:
+    async with target.rest(seconds=CHANGE_SECONDS) as rest:
         answer = await rest.change("POST", f"/v1/shards/{shard}/replicas", {"node": on_node})
     _done(target, answer, f"shard {shard} has a replica on {on_node}")
 
@@ -373,6 +370,6 @@ async def replicas_remove(target: Target, shard: int, on_node: str) -> None:
 
     Where less than three are left, the cluster puts one on another member, if there is one.
     """
-    async with _rest(target) as rest:
+    async with target.rest(seconds=CHANGE_SECONDS) as rest:
         answer = await rest.change("DELETE", f"/v1/shards/{shard}/replicas/{quote(on_node, safe='')}")
     _done(target, answer, f"shard {shard} has no replica on {on_node} any more")

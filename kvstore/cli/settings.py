@@ -154,6 +154,8 @@ SETTINGS = (
             "The shortest election timeout; the longest is twice it. [1000]"),
     Setting("flush-interval-ms", "flush_interval_ms", _number, "MS", "How often applied data goes to the disk. [5000]"),
     Setting("map-bytes", "map_bytes", _number, "BYTES", "Address space for each database file (sparse). [256 GiB]"),
+    Setting("reserve-bytes", "reserve_bytes", _number, "BYTES",
+            "Disk space kept for compaction when the disk is full; 0 = none. [256 MiB]"),
     Setting("start-timeout-ms", "start_timeout_ms", _number, "MS", "When founding or joining gives up. [60000]"),
     Setting("log-format", "log_format", _choice(*LOG_FORMATS), "text|json", "Form of the log lines on stderr. [text]"),
     Setting("log-level", "log_level", _choice(*LOG_LEVELS), "LEVEL", "debug, info, warning or error. [info]"),

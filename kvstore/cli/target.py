@@ -25,22 +25,24 @@ from kvstore.cli import failure
 from kvstore.cli.failure import CommandFailed
 
 if TYPE_CHECKING:
+    from kvstore.cli.rest import Rest
     from kvstore.client import Client
 
 R = TypeVar("R")
 FC = TypeVar("FC", bound=Callable[..., Any] | click.Command)
 
+OPERATION_SECONDS = 10.0
 DEFAULT_ENDPOINTS = "http://127.0.0.1:7001,http://127.0.0.1:7002,http://127.0.0.1:7003"
 
 
 @dataclass(slots=True)
 class Target:
-    """`timeout` is seconds, for each operation with all its retries."""
+    """`timeout` is seconds, for each operation with all its retries; None = as long as suits the operation."""
 
     endpoints: tuple[str, ...] = ()
     keyspace: str = DEFAULT_KEYSPACE_NAME
     output: str = "table"
-    timeout: float = 10.0
+    timeout: float | None = None
 
     @property
     def json(self) -> bool:
@@ -49,7 +51,12 @@ class Target:
     def client(self) -> Client:
         from kvstore.client import Client
 
-        return Client(list(self.endpoints), keyspace=self.keyspace, timeout=self.timeout)
+        return Client(list(self.endpoints), keyspace=self.keyspace, timeout=self.timeout or OPERATION_SECONDS)
+
+    def rest(self, *, seconds: float = OPERATION_SECONDS) -> Rest:
+        from kvstore.cli.rest import Rest
+
+        return Rest(self.endpoints, timeout=self.timeout or seconds)
 
 
 def parse_endpoints(text: str) -> tuple[str, ...]:
@@ -119,11 +126,11 @@ def target_options(function: FC, *, outermost: bool = False) -> FC:
         ),
         click.option(
             "--timeout",
-            type=click.FloatRange(min=0.01, max=60),
+            type=click.FloatRange(min=0.01, max=3600),
             metavar="SECONDS",
             callback=_set("timeout"),
             expose_value=False,
-            help="For each operation, retries included. [default: 10]",
+            help="For each operation, retries included. [default: 10, changes of the cluster 70]",
         ),
     )
     for decorate in reversed(decorators):

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import orjson
 import pytest
+import uvloop
 from click.testing import CliRunner, Result
 
 from kvstore.cli.main import kvctl
@@ -25,7 +26,7 @@ class ClusterThread:
 
     def __init__(self) -> None:
         self.cluster: LocalCluster | None = None
-        self._loop = asyncio.new_event_loop()
+        self._loop = uvloop.new_event_loop()  # as nodes run on; asyncio's own drops connections that it is accepting
         self._started: Future[None] = Future()
         self._end = asyncio.Event()
         self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._run(),), name="cluster")

@@ -6,7 +6,10 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
+
+import pytest
 
 from kvstore.testing import LocalCluster
 from tests.cli.conftest import ClusterThread, Kvctl, all_know
@@ -76,31 +79,90 @@ def test_what_is_not_there(ctl: Kvctl) -> None:
         assert ctl.error(*arguments, exit_code=3).startswith("kvctl: NOT_FOUND: ")
 
 
-def test_a_node_comes_gets_a_replica_loses_it_and_goes(cluster: ClusterThread, ctl: Kvctl) -> None:
-    """A replica more by hand; the last replica is taken off before the node is removed for good."""
+def test_nodes_come_and_go_and_three_replicas_are_kept() -> None:
+    """A node that is removed loses its replicas to others; one taken off by hand is put back."""
+    with ClusterThread() as thread:
+        thread.ask(lambda running: running.add("n4"))
+        thread.ask(lambda running: running.until(lambda: all_know(running, 4)))
+        ctl = Kvctl(thread.endpoints)
 
-    def places() -> list[str]:
-        return sorted(replica["node"] for replica in ctl.json("shards")[1]["replicas"])
+        def settled(*, without: str = "") -> list[str]:
+            thread.ask(lambda running: running.until(lambda: has_three(running, without)))
+            return sorted(replica["node"] for replica in ctl.json("shards")[1]["replicas"])
 
-    ctl("put", "a", "1")
-    cluster.ask(lambda running: running.add("n4"))
-    cluster.ask(lambda running: running.until(lambda: all_know(running, 4)))
-    assert "n4" in ctl("members").stdout
-    assert ctl("replicas", "add", "2", "n4").stdout == "shard 2 has a replica on n4\n"
-    cluster.ask(lambda running: running.until(lambda: _has(running, "n4", 2)))
-    assert places() == ["n1", "n2", "n3", "n4"]
-    assert ctl("replicas", "remove", "2", "n4").stdout == "shard 2 has no replica on n4 any more\n"
-    assert places() == ["n1", "n2", "n3"]
-    assert ctl("node", "remove", "n4", "--yes").stdout == "removed n4\n"
-    cluster.ask(lambda running: running.kill("n4"))
-    cluster.ask(lambda running: running.until(lambda: all_know(running, 3)))
-    assert [row["name"] for row in ctl.json("members")] == ["n1", "n2", "n3"]
-    assert ctl("get", "a").stdout == "1\n"
+        def follower() -> str:
+            """A founder that leads nothing."""
+            leaders = {thread.ask(lambda running: running.leader(1)), thread.ask(lambda running: running.leader(2))}
+            return next(name for name in ("n1", "n2", "n3") if name not in leaders)
+
+        ctl("put", "a", "1")
+        assert settled() == ["n1", "n2", "n3"]
+        gone = follower()
+        assert ctl("node", "remove", gone, "--yes").stdout == f"removed {gone}\n"
+        left = [name for name in ("n1", "n2", "n3", "n4") if name != gone]
+        assert settled(without=gone) == left
+        thread.ask(lambda running: running.kill(gone))
+        assert [row["name"] for row in ctl.json("members")] == left
+        assert ctl("get", "a").stdout == "1\n"
+        assert ctl("replicas", "remove", "2", "n4").stdout == "shard 2 has no replica on n4 any more\n"
+        assert settled(without=gone) == left
+        assert ctl("replicas", "add", "2", "n4").stdout == "shard 2 has a replica on n4\n"  # it has: nothing to do
+        assert {row["state"] for row in ctl.json("operators")} >= {"done"}
+        assert ctl("operators").stdout.splitlines()[0].split() == ["ID", "KIND", "SHARD", "NODE", "STATE", "REASON"]
 
 
-async def _has(running: LocalCluster, name: str, shard: int) -> bool:
-    replica = running.nodes[name].host.core.replicas.get(shard)
-    return replica is not None and replica.state is not None
+async def has_three(running: LocalCluster, without: str) -> bool:
+    """Shard 2 has three voters, none on `without`, as its leader has it; and no operator is at work."""
+    leading = [node for name, node in running.nodes.items() if name != without and node.host.leads(2)]
+    if not leading:
+        return False
+    (shard,) = [row for row in leading[0].admin.shards() if row["id"] == 2]
+    working = [row for row in await leading[0].admin.operators() if row["state"] == "running"]
+    voters = [place["node"] for place in shard["replicas"] if place["role"] == "voter"]
+    return len(voters) == len(shard["replicas"]) == 3 and without not in voters and not working
+
+
+@contextmanager
+def recording_server() -> Iterator[tuple[str, list[tuple[str, str, bytes]]]]:
+    """Answers everything with {}, and keeps what it was asked: method, path, body."""
+    asked: list[tuple[str, str, bytes]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            asked.append((self.command, self.path, self.rfile.read(int(self.headers.get("Content-Length", 0)))))
+            self.send_response(200)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        do_POST = do_DELETE = answer
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", asked
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "request_made"),
+    [
+        (("shards", "transfer", "7", "n2"), ("POST", "/v1/shards/7/transfer", b'{"node":"n2"}')),
+        (("replicas", "add", "7", "n2"), ("POST", "/v1/shards/7/replicas", b'{"node":"n2"}')),
+        (("replicas", "remove", "7", "a/b"), ("DELETE", "/v1/shards/7/replicas/a%2Fb", b"")),
+        (("node", "remove", "n 2"), ("DELETE", "/v1/members/n%202", b"")),
+    ],
+)
+def test_a_change_is_one_request(arguments: tuple[str, ...], request_made: tuple[str, str, bytes]) -> None:
+    with recording_server() as (url, asked):
+        assert Kvctl(f"{url},http://127.0.0.1:1").json(*arguments) == {}
+        assert asked == [request_made]
 
 
 @contextmanager

@@ -13,10 +13,10 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 import pytest
 
 from kvstore.cli import dev_processes
@@ -28,8 +28,8 @@ WAIT_SECONDS = 60.0
 class DevProcess:
     """`kvstore dev` and its lines, read as they come."""
 
-    def __init__(self, *arguments: str, temporary: Path) -> None:
-        self.port = free_ports(3)
+    def __init__(self, *arguments: str, temporary: Path, port: int | None) -> None:
+        self.port = port or free_ports(3)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "kvstore.cli", "dev", "--port", str(self.port), *arguments],
             stdout=subprocess.PIPE,
@@ -63,7 +63,7 @@ class DevProcess:
         raise AssertionError(f"no line matched {pattern!r} in {self.seen}")
 
     def nodes(self) -> list[psutil.Process]:
-        return psutil.Process(self.process.pid).children()
+        return list(psutil.Process(self.process.pid).children())
 
     def close(self) -> None:
         if self.process.poll() is None:
@@ -76,31 +76,26 @@ class DevProcess:
 
 def free_ports(count: int) -> int:
     """The first of `count` free ports in a row."""
-    for port in range(21_000 + os.getpid() % 8_000, 32_000):
-        with _all_bound(port, count) as free:
-            if free:
-                return port
-    raise AssertionError("no free ports")
+    return next(port for port in range(21_000 + os.getpid() % 8_000, 32_000) if all_free(port, count))
+
+
+def all_free(port: int, count: int) -> bool:
+    """Whether nobody listens on `count` ports from `port` on."""
+    with ExitStack() as probes:
+        try:
+            for place in range(count):
+                probe = probes.enter_context(socket.socket())
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(("127.0.0.1", port + place))
+        except OSError:
+            return False
+    return True
 
 
 @contextmanager
-def _all_bound(port: int, count: int) -> Iterator[bool]:
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for place, probe in enumerate(probes):
-            probe.bind(("127.0.0.1", port + place))
-    except OSError:
-        yield False
-    else:
-        yield True
-    finally:
-        for probe in probes:
-            probe.close()
-
-
-@contextmanager
-def dev(*arguments: str, temporary: Path) -> Iterator[DevProcess]:
-    run = DevProcess(*arguments, temporary=temporary)
+def dev(*arguments: str, temporary: Path, port: int | None = None) -> Iterator[DevProcess]:
+    """`port` None = free ones are found."""
+    run = DevProcess(*arguments, temporary=temporary, port=port)
     try:
         yield run
     finally:

@@ -73,6 +73,7 @@ def test_everything_from_a_file(tmp_path: Path) -> None:
         election-ms = 400
         flush-interval-ms = 1000
         map-bytes = 1073741824
+        reserve-bytes = 0
         start-timeout-ms = 5000
         log-format = "json"
         log-level = "debug"
@@ -97,6 +98,7 @@ def test_everything_from_a_file(tmp_path: Path) -> None:
             election_ms=400,
             flush_interval_ms=1000,
             map_bytes=1 << 30,
+            reserve_bytes=0,
             start_timeout_ms=5000,
         ),
         log_format="json",
