@@ -56,11 +56,11 @@ def _die_with_parent() -> Callable[[], None]:
 class NodeProcess:
     """One `kvstore serve`; its output is in `log`, over all its lives."""
 
-    def __init__(self, name: str, folder: Path, *, port: int, flags: Sequence[str]) -> None:
-        """`folder`: what the data directory (called like the node) and the log go to."""
+    def __init__(self, name: str, folder: Path, *, port: int, flags: Sequence[str], disk: Path | None = None) -> None:
+        """`folder`: where the log goes to, and the data directory, called like the node, if it is not on `disk`."""
         self.name = name
         self.address = f"127.0.0.1:{port}"
-        self.data = folder / name
+        self.data = (disk or folder) / name
         self.log = folder / f"{name}.log"
         self._flags = list(flags)
         self._process: asyncio.subprocess.Process | None = None
@@ -124,9 +124,9 @@ class ProcessCluster:
         nodes: int = 3,
         *,
         flags: Sequence[str] = (),
-        folders: Mapping[str, Path] = MappingProxyType({}),
+        disks: Mapping[str, Path] = MappingProxyType({}),
     ) -> None:
-        """`folders`: of nodes that are not to lie in `folder`."""
+        """`disks`: where the data of some nodes lies, if not in `folder`."""
         ports = [free_port() for _ in range(nodes)]
         while len(set(ports)) < nodes:
             ports = [free_port() for _ in range(nodes)]
@@ -136,7 +136,7 @@ class ProcessCluster:
         self.folder = folder
         self._flags = list(flags)
         self.nodes = {
-            name: NodeProcess(name, folders.get(name, folder), port=port, flags=[*founding, *flags])
+            name: NodeProcess(name, folder, port=port, flags=[*founding, *flags], disk=disks.get(name))
             for name, port in zip(names, ports, strict=True)
         }
         self._http: aiohttp.ClientSession | None = None
