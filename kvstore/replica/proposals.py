@@ -97,6 +97,14 @@ class Proposals:
         staged, self.staged, self.staged_bytes = self.staged, [], 0
         _refuse(staged, code, message)
 
+    def give_up_sessions(self) -> None:
+        """The leadership has been lost for long: what is in a session can be asked again elsewhere, and is done once
+        whatever became of it. The others wait for the applied entry: for them only that tells."""
+        for entry in self.proposed:
+            for request in entry.requests:
+                if request.write.write.session:
+                    request.expire()
+
     def abandon(self) -> None:
         """The replica ends here. Staged writes have no effect; of the proposed ones nobody here will ever know."""
         self.refuse_staged(Code.UNAVAILABLE, "the replica is going away")

@@ -66,6 +66,7 @@ class Replica:
         self.removed = False  # no longer a member: to be destroyed
         self.installing = False  # a snapshot is being written under it: Raft stands still
         self.leader_changes = 0
+        self._deposed_at_ms = -1  # when leadership was lost with writes proposed; -1 = not, or they are given up
         if state is not None:
             self._learn_membership()
 
@@ -273,6 +274,9 @@ class Replica:
         if self.failed or self.installing:
             return
         self.raw.tick(now_ms)
+        if 0 <= self._deposed_at_ms < now_ms - self.environment.config.election_ms:
+            self._deposed_at_ms = -1
+            self.proposals.give_up_sessions()
         self.reads.retry_lost(self.raw, now_ms)
         self.healing.tick(self.raw)
 
@@ -392,8 +396,12 @@ class Replica:
             raw.term,
             self.leader_node or "unknown",
         )
-        if raw.role != Role.LEADER:
+        if raw.role == Role.LEADER:
+            self._deposed_at_ms = -1
+        else:
             self.proposals.refuse_staged(Code.NOT_LEADER, "the leadership has moved")
+            if self.proposals.proposed and self._deposed_at_ms < 0:
+                self._deposed_at_ms = self.environment.clock.boot_ms()
         self.reads.retry_lost(raw, self.environment.clock.boot_ms())
 
     def adopt(self, state: ShardState) -> None:

@@ -369,6 +369,9 @@ class NodeAdmin:
         for record in members:
             if node in (record.name, record.node):
                 return record.node
+        for node_id, place in self._environment.addresses.items():  # a founder that has not written its record yet
+            if node == place.name:
+                return node_id
         for replica in self._host.core.replicas.values():
             if replica.state is not None and replica.state.descriptor.replica_on(node) is not None:
                 return node

@@ -174,10 +174,13 @@ class ShardRouter:
         usable = replica is not None and replica.state is not None and not replica.failed
         if usable and (stale or self._host.leads(route.id)):
             answer = await self._ask_here(frame)
-        elif route.address is not None and route.address != self._environment.config.advertise_address:
-            answer = await self._forwarder.ask(route.address, frame)
         else:
-            raise Unavailable("no leader is known")
+            address = self._elsewhere_of(route, usable=usable)
+            try:
+                answer = await self._forwarder.ask(address, frame)
+            except Unavailable:
+                self._map.forget_leader(route.id, address)
+                raise
         if isinstance(answer, Refused):
             self._map.learn(answer.routes)
             raise ERRORS[Code(answer.code)](
@@ -187,6 +190,16 @@ class ShardRouter:
                 detail=answer.routes,
             )
         return answer
+
+    def _elsewhere_of(self, route: Route, *, usable: bool) -> str:
+        """Whom to forward to: the leader, or where this node can't hear of one, any replica, which will name it."""
+        own = self._environment.config.advertise_address
+        if route.address is not None and route.address != own:
+            return route.address
+        others = [] if usable else [address for _, address, _ in route.replicas if address != own]
+        if not others:
+            raise Unavailable("no leader is known")
+        return self._environment.rng.choice(others)
 
     async def _ask_here(self, frame: Mutate | Read) -> Results | Refused:
         future: asyncio.Future[Results | Refused] = asyncio.get_running_loop().create_future()

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import msgspec
+
 from kvstore.base.ids import DEFAULT_KEYSPACE, DEFAULT_KEYSPACE_NAME, SYSTEM_KEYSPACE
 from kvstore.base.shards import Route
 from kvstore.replica.host_core import HostCore
@@ -29,6 +31,12 @@ class ShardMap:
             known = self._remote.get(route.id)
             if known is None or _age(route) >= _age(known):
                 self._remote[route.id] = route
+
+    def forget_leader(self, shard: int, address: str) -> None:
+        """Nobody answers there: do not send more there because of what another node once told."""
+        known = self._remote.get(shard)
+        if known is not None and known.address == address:
+            self._remote[shard] = msgspec.structs.replace(known, term=0, leader=None, address=None)
 
     def routes(self) -> tuple[int, list[Route]]:
         """(version, routes of the users' keyspaces in key order); the version rises when anything changes."""

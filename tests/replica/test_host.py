@@ -8,7 +8,7 @@ from typing import Any, Never
 import pytest
 
 from kvstore.base.errors import Code
-from kvstore.base.operations import Found
+from kvstore.base.operations import Found, Put
 from kvstore.base.stream import Refused, Results
 from kvstore.placement.replica_change import ReplicaChange
 from kvstore.replica import environment as environment_module
@@ -74,6 +74,27 @@ async def test_deadline_of_a_pending_proposal_says_unknown() -> None:
         answer = refused(await old.put(b"k", b"v", timeout_ms=500))
         assert (answer.code, answer.definite) == (Code.TIMEOUT, False)
         assert 0.5 <= loop.time() - began <= 0.65
+
+
+@simulated
+async def test_deposed_leader_gives_up_writes_with_a_session_early() -> None:
+    """Their callers ask again elsewhere, and it is done once. For all others only the applied entry tells."""
+    async with World() as world:
+        loop = asyncio.get_running_loop()
+        old = await world.leader()
+        world.isolate(old)
+        began = loop.time()
+        plain = old.put(b"k", b"1", timeout_ms=60_000)
+        again = old.mutate(Put(1, b"k", b"2"), timeout_ms=60_000, session=b"s" * 16)
+        answer = refused(await again)
+        assert (answer.code, answer.definite) == (Code.TIMEOUT, False)
+        assert loop.time() - began < 1.5  # two election timeouts and a little
+        new = await world.leader(among=world.others(old))
+        assert isinstance(await new.mutate(Put(1, b"k", b"2"), session=b"s" * 16), Results)
+        assert not plain.done()
+        world.network.heal()
+        assert refused(await plain).definite
+        assert value(await new.get(b"k")) == b"2"
 
 
 @simulated

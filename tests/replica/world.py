@@ -120,11 +120,15 @@ class SimNode:
 
     # -- requests
 
-    def mutate(self, *operations: Mutation, timeout_ms: int = 10_000, version: int = 1) -> asyncio.Future[Answer]:
-        """Without a session, straight to this node's replica."""
+    def mutate(
+        self, *operations: Mutation, timeout_ms: int = 10_000, version: int = 1, session: bytes = b""
+    ) -> asyncio.Future[Answer]:
+        """Straight to this node's replica."""
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         raw = msgspec.Raw(encode(list(operations)))
-        self.router.mutate(Mutate(1, SHARD, version, timeout_ms, b"", 0, 0, raw), future.set_result)  # twice raises
+        self.router.mutate(
+            Mutate(1, SHARD, version, timeout_ms, session, 0, self.router.stamp_ms(), raw), future.set_result
+        )  # twice raises
         return future
 
     def put(self, key: bytes, value: bytes, *, timeout_ms: int = 10_000) -> asyncio.Future[Answer]:
