@@ -1,7 +1,8 @@
 """Goal: nothing that the seeded simulation can do to a group makes it break a promise. Method: run very many seeds.
 
-The seeds of SEEDS pass in every test run; `python -m tests.raft.sim --seeds A..B` runs any others. A seed that fails
-prints the command that replays it, and joins REGRESSIONS once the bug is mended.
+The first SEEDS seeds pass in every test run; `python -m tests.raft.sim --seeds A..B` runs any others. A seed that fails
+prints the command that replays it. A seed means another run as soon as anything is drawn differently, so what keeps a
+mended bug mended is not its seed but a mutation that brings it back (sim/mutations.py), found anew in each test run.
 """
 
 from __future__ import annotations
@@ -22,14 +23,6 @@ from tests.raft.sim.violation import EXIT_LIVENESS, EXIT_SAFETY
 ROOT = Path(__file__).parents[2]
 SEEDS = 2_000
 
-REGRESSIONS = {
-    "a demoted leader with the longest log blocked every election": [("swarm", 768), ("swarm", 1668)],
-    "a refusal of a lower term told nothing": [("swarm", 11952)],
-    "late refusals began the pipeline again and again": [("swarm", 2012), ("swarm", 10953)],
-    "a snapshot was sent from a log that could not say which": [("swarm", 28), ("swarm", 102)],
-    "answers of damaged replicas began the pipeline again and again": [("damage", 154), ("damage", 978)],
-}
-
 HAPPENS = (
     "elections",
     "crashes",
@@ -45,6 +38,7 @@ HAPPENS = (
     "transfers",
     "evidence",
     "sleeps",
+    "asleep",
     "index reads",
     "lease reads",
     "final reads",
@@ -87,13 +81,6 @@ def test_profile_passes(profile: str) -> None:
     """The regions of the option space, of which the swarm only dips into each now and then."""
     summary = run_seeds(10_001, 10_025, profile)
     assert not summary.failures, explain(summary)
-
-
-@pytest.mark.parametrize("name", REGRESSIONS)
-def test_mended_bugs_stay_mended(name: str) -> None:
-    for profile, seed in REGRESSIONS[name]:
-        summary = run_seeds(seed, seed, profile)
-        assert not summary.failures, explain(summary)
 
 
 def test_options_depend_on_the_seed_alone() -> None:

@@ -3,6 +3,7 @@
 A mutation is the smallest change that takes one rule away. Where the core guards a rule twice (an assertion behind a
 condition), the guard behind it is taken away too: otherwise the assertion would be found and not what it protects.
 `profile` is where the rule is under strain; `seeds` bounds the search, several times what it takes.
+Some of them are bugs that the simulation has found in this package once; they are marked "once a bug".
 """
 
 from __future__ import annotations
@@ -192,6 +193,21 @@ _DAMAGE = {
     ),
 }
 
+_DAMAGE_TOLD = {
+    "loss-not-told": Mutation(
+        "what a replica acknowledged and lost does not count any more",
+        (Edit("raft.leader:on_lost", "if message.lost:", "if False:"),),
+        "damage",
+        400,
+    ),
+    "loss-not-told-with-the-read": Mutation(
+        "the leader hears of a loss before it answers the read that ends the healing",  # once a bug
+        (Edit("raft.raw_node:RawNode.read_index", "follower.say_lost(core, message)", "pass"),),
+        "damage",
+        2_000,
+    ),
+}
+
 _MEMBERSHIP = {
     "two-changes-at-once": Mutation(
         "one change of the membership at a time",
@@ -342,10 +358,16 @@ _LEASE = {
 
 _LIVENESS = {
     "refusal-tells-nothing": Mutation(
-        "a refused candidate learns what is committed, else a former leader can block every election",
+        "a refused candidate learns what is committed, else a former leader can block every election",  # once a bug
         (Edit("raft.election:learn_commit", "log = core.log", "return"),),
-        "membership",
+        "demotions",
         1_000,
+    ),
+    "lower-term-refusal-dropped": Mutation(
+        "what is committed is learned from a refusal of an older term as well: a pre-vote raises no term",  # once a bug
+        (Edit("raft.step:_on_old_term", "election.learn_commit(core, message)", "pass"),),
+        "demotions",
+        2_000,
     ),
 }
 
@@ -353,6 +375,7 @@ MUTATIONS: dict[str, Mutation] = {
     **_ELECTIONS,
     **_LOG,
     **_DAMAGE,
+    **_DAMAGE_TOLD,
     **_MEMBERSHIP,
     **_READS,
     **_LEASE,

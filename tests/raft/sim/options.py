@@ -63,6 +63,7 @@ class WorkWeights:
     lease_read: int = 0
     transfer: int = 0
     conf_change: int = 0
+    demote_leader: int = 0
     replace_all: int = 0  # all voters but the leader at once, by a joint configuration
     flush: int = 0  # make the applied state durable
     compact: int = 0

@@ -240,6 +240,36 @@ def _damage(options: Options, rng: random.Random) -> None:
     options.work_us = 15_000
 
 
+def _demotions(options: Options, rng: random.Random) -> None:
+    """Leaders that step down by a change of the membership, among voters that forget that it was committed."""
+    options.voters = rng.choice((2, 3))
+    options.learners = 0
+    options.election_ticks = rng.randint(3, 6)
+    options.heartbeat_ticks = 1
+    options.lease_reads = False
+    options.disk.sync_us = rng.choice(((300, 2_000), (1_000, 30_000)))
+    options.faults = FaultWeights(crash=6, crash_all=2, isolate_leader=3, partition=3, heal=8)
+    options.fault_us = 100_000
+    options.restart_us = 30_000
+    options.work = WorkWeights(propose=20, demote_leader=2, conf_change=2, campaign_hard=1)
+    options.work_us = 20_000
+
+
+def _hibernation(options: Options, rng: random.Random) -> None:
+    """Groups with so little to do that they sleep, while their leaders die, stand still or are cut off."""
+    options.work = WorkWeights(propose=3, read_index=1, sleep=12, transfer=1, flush=1, conf_change=rng.choice((0, 1)))
+    options.work.lease_read = 2 if options.lease_reads else 0
+    options.work_us = rng.choice((50_000, 200_000))
+    options.faults.crash_leader = 2
+    options.faults.crash = 2
+    options.faults.isolate_leader = 1
+    options.faults.heal = 3
+    options.fault_us = 1_000_000
+    options.network.loss = rng.choice((0.0, 0.05))
+    options.network.latency_us = (500, 5_000)
+    options.disk.sync_us = (300, 2_000)
+
+
 PROFILES: dict[str, Callable[[Options, random.Random], None]] = {
     "lease": _lease,
     "reads": _reads,
@@ -248,6 +278,8 @@ PROFILES: dict[str, Callable[[Options, random.Random], None]] = {
     "disk": _disk,
     "elections": _elections,
     "crash-candidate": _crash_candidate,
+    "demotions": _demotions,
+    "hibernation": _hibernation,
     "joint-reads": _joint_reads,
     "late-rounds": _late_rounds,
     "lease-restarts": _lease_restarts,

@@ -170,6 +170,7 @@ class Replica:
         assert not self.last_tick_ms or now_ms >= self.last_tick_ms + TICK_MS
         self.last_tick_ms = now_ms
         if node.asleep:
+            self.world.checker.marks["asleep"] += 1
             self._watch_sleep()
         else:
             self.asleep_under = None
@@ -340,6 +341,8 @@ class Replica:
         if write.state is not None:
             self._install(write.state)
         self.node.on_durable(ack)
+        if write.state is not None and self.node.conf_state != self.machine.conf_state:
+            raise Violation("conf-differs", f"{self} counts with {self.node.conf_state} at {self.machine}")
 
     def flush(self) -> None:
         if self.disk.flush(self.machine):

@@ -24,7 +24,7 @@ def _draw_group(options: Options, rng: random.Random) -> None:
     options.learners = 1 if _coin(rng, 0.2) else 0
     options.election_ticks = rng.randint(4, 10)
     options.heartbeat_ticks = rng.choice((1, 1, 2))
-    options.fault_ticks = rng.randint(60, 160)
+    options.fault_ticks = rng.randint(60, 260)
     options.pre_vote = _coin(rng, 0.85)
     options.check_quorum = _coin(rng, 0.9)
     options.lease_reads = _coin(rng, 0.35)
@@ -128,6 +128,7 @@ def _draw_work(options: Options, rng: random.Random) -> None:
     if _coin(rng, 0.5):
         work.conf_change = rng.choice((1, 3))
         work.replace_all = rng.choice((0, 0, 1))
+        work.demote_leader = rng.choice((0, 0, 1))
     if _coin(rng, 0.7):
         work.flush = 4
         work.compact = rng.choice((0, 2, 4))

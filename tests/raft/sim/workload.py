@@ -31,6 +31,7 @@ class Workload:
             (weights.lease_read, self._lease_read),
             (weights.transfer, self._transfer),
             (weights.conf_change, self._conf_change),
+            (weights.demote_leader, self._demote_leader),
             (weights.replace_all, self._replace_all),
             (weights.flush, self._flush),
             (weights.compact, self._compact),
@@ -187,7 +188,10 @@ class Workload:
         self._ask(self._world.newest_leader(), self._sleep_now)
 
     def _sleep_now(self, replica: Replica) -> None:
-        if replica.node.sleep():
+        world = self._world
+        # One dead node must not keep every group awake; a live one that is taken for dead must not matter.
+        gone = [other.id for other in world.replicas.values() if not other.alive or world.rng.random() < 0.05]
+        if replica.node.sleep(gone if world.rng.random() < 0.5 else ()):
             self._world.note(replica, "sleep")
             self._world.checker.marks["sleeps"] += 1
         replica.turn_over()
@@ -202,6 +206,18 @@ class Workload:
         change = self._draw_change(leader.node.conf_state)
         if change is not None:
             self._ask(leader, self.propose_change, change)
+
+    def _demote_leader(self) -> None:
+        """By itself: what it has in its log beyond that change, nobody may ever commit."""
+        world = self._world
+        leader = world.newest_leader()
+        if leader is None or len(leader.node.conf_state.voters) < 2:
+            return
+        self._number += 1
+        change = ConfChangeSingle(ConfChangeKind.ADD_LEARNER, leader.id)
+        transition = world.rng.choice((ConfTransition.AUTO, ConfTransition.JOINT_IMPLICIT))
+        self._ask(leader, self.propose_change, ConfChange((change,), transition, b"c%d" % self._number))
+        self._ask(leader, self.propose_now, self._some_payloads())
 
     def _replace_all(self) -> None:
         """The leader and as many new replicas as there are ids left for, instead of all others."""

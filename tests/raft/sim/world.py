@@ -31,7 +31,7 @@ from .workload import Workload
 FOUNDING_INDEX = 5
 """The founders start here, with a state that only a snapshot can bring to others."""
 FOUNDING_TERM = 1
-_EVENTS_MAX = 60_000  # of one run; more is a storm of messages
+_EVENTS_MAX = 120_000  # of one run; more is a storm of messages
 
 Action = Callable[..., object]
 
