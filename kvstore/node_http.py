@@ -75,7 +75,7 @@ class NodeHttp:
         self._clock = clock
         self._metrics = metrics
         self._founding_state = founding_state
-        self._runner: web.AppRunner | None = None
+        self._runners: list[web.AppRunner] = []  # the last one serves
         self._admin: NodeAdmin | None = None
         self._refusal_told_ms = -REFUSAL_TOLD_MS
 
@@ -114,18 +114,19 @@ class NodeHttp:
         await self._serve(ApiRunner(app, metrics=self._metrics, shutdown_timeout=SHUTDOWN_SECONDS))
 
     async def _serve(self, runner: web.AppRunner) -> None:
-        before, self._runner = self._runner, runner
+        self._runners.append(runner)
         await runner.setup()
-        site = web.SockSite(runner, self._listener.dup(), backlog=BACKLOG)
-        if before is not None:
-            await before.cleanup()
-        await site.start()
+        while len(self._runners) > 1:
+            await self._runners[0].cleanup()  # the listener stays open: who connects now waits a moment
+            del self._runners[0]
+        # No await between here and the start: a socket that was duplicated before would be left open by a cancellation.
+        await web.SockSite(runner, self._listener.dup(), backlog=BACKLOG).start()
 
     async def close(self) -> None:
         """Stop listening; what is under way is finished, bounded."""
         self._listener.close()
-        if self._runner is not None:
-            await self._runner.cleanup()
+        for runner in self._runners:
+            await runner.cleanup()
 
     async def _alive(self, _: web.Request) -> web.Response:
         response = web.json_response({"alive": True, "cluster": None})

@@ -73,10 +73,13 @@ class LocalCluster:
         starts = [asyncio.ensure_future(self._start(name, listener)) for name, listener in listeners.items()]
         try:
             await asyncio.gather(*starts)
-        finally:
+        except BaseException:
             for start in starts:
                 start.cancel()
             await asyncio.gather(*starts, return_exceptions=True)
+            for listener in listeners.values():
+                listener.close()  # of a start that was cancelled before it began
+            raise
 
     async def __aexit__(self, *_: object) -> None:
         await self._end()
