@@ -6,6 +6,7 @@ Method: production nodes in this process; a byte is flipped while the node is st
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
@@ -13,6 +14,7 @@ import pytest
 
 from kvstore.base.errors import KVError
 from kvstore.client import Client
+from kvstore.storage.state_store import LmdbStateStore
 from kvstore.testing import LocalCluster
 from tests.crash.files import flip
 
@@ -113,6 +115,35 @@ async def test_damaged_session_stops_and_heals_one_replica(cluster: LocalCluster
         flip(cluster.folder / "n3" / "state" / "data.mdb", answers)
         node = await cluster.start("n3")
         assert node.metrics.damaged_records == 1
+        await _sound(cluster, "n3")
+        assert node.metrics.snapshots_installed == 1
+        await _lead(cluster, "n3")
+        await _check(kv, written)
+
+
+async def test_crash_in_the_middle_of_a_rebuild(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log is forgotten, the damaged state is still there: the replica is barred, and finds its damage anew."""
+    async with cluster.client(timeout=15) as kv:
+        written = {b"key-%03d" % n: b"v" * 50 for n in range(50)} | {b"marked": MARK}
+        await kv.put_many(written)
+        await _flushed(cluster, "n1", "n2", "n3")
+        await cluster.kill("n3")
+        flip(cluster.folder / "n3" / "state" / "data.mdb", MARK)
+        node = await cluster.start("n3")
+        await cluster.wait_ready()
+        began = asyncio.Event()
+        with monkeypatch.context() as patch:
+            patch.setattr(LmdbStateStore, "destroy_shard", lambda *_: began.set())
+            await _lead(cluster, "n3")
+            assert await kv.get(b"marked") == MARK
+            async with asyncio.timeout(10):
+                await began.wait()
+            await cluster.kill("n3")
+        node = await cluster.start("n3")
+        assert node.host.core.replicas[2].raw.barred
+        await _sound(cluster, "n3")
+        await _lead(cluster, "n3")
+        assert await kv.get(b"marked") == MARK
         await _sound(cluster, "n3")
         assert node.metrics.snapshots_installed == 1
         await _lead(cluster, "n3")
