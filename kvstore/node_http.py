@@ -150,7 +150,7 @@ class NodeHttp:
         assert self._admin is not None
         try:
             wanted = msgspec.json.decode(body, type=AdminRequest)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
             raise Invalid(f"malformed request: {error}") from None
         return web.json_response(await self._admin.perform(wanted.operation, wanted.arguments))
 

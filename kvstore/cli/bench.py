@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import random
 import sys
 import time
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 TICK_SECONDS = 0.5  # of the live view
 LOAD_CHUNK = 1_000
 LOAD_FRAMES_MAX = 8
+REMOVERS = 8  # a delete-range takes 1,000 keys a command, and waits for each command
 TABLE_FIGURES = ("p50", "p90", "p99", "p99_9", "max")
 PERCENTILES = (("p50", 50.0), ("p90", 90.0), ("p99", 99.0), ("p99_9", 99.9))
 
@@ -117,14 +119,14 @@ async def bench(
     setup = Setup(workload=workload, distribution=distribution or chosen.distribution, **numbers)
     rng = random.Random(setup.seed)
     async with target.client() as client:
-        if load and chosen.needs_data:
-            await _load_keys(client, setup, rng)
         plan = Plan(chosen, setup.keys, setup.distribution, rng)
         try:
+            if load and chosen.needs_data:
+                await _load_keys(client, setup, rng)
             tally = await _measure(client, plan, setup, rng)
         finally:
             if not keep:
-                await _remove_keys(client)
+                await _remove_keys(client, setup)
     if target.json:
         print_json(report(setup, tally))
     else:
@@ -165,11 +167,22 @@ async def _kv_errors() -> AsyncIterator[None]:
     raise error
 
 
-async def _remove_keys(client: Client) -> None:
+async def _remove_keys(client: Client, setup: Setup) -> None:
+    """The loaded range in several parts at once, then what was inserted behind it."""
+    if sys.stderr.isatty():
+        note("removing the keys ...")
+    bounds = [key_of(setup.keys * part // REMOVERS) for part in range(REMOVERS + 1)]
+    by_hand = f"kvctl delete-range --prefix {KEY_PREFIX.decode()} removes them"
     try:
+        async with _kv_errors(), asyncio.TaskGroup() as group:
+            for start, end in itertools.pairwise(bounds):
+                group.create_task(client.delete_range(start, end))
         await client.delete_range(prefix=KEY_PREFIX)
     except KVError as error:
-        note(f"kvctl: the keys that begin with {KEY_PREFIX.decode()} could not be removed: {error.message}")
+        note(f"kvctl: keys of the benchmark are left: {error.message}; {by_hand}")
+    except asyncio.CancelledError:
+        note(f"kvctl: keys of the benchmark are left; {by_hand}")
+        raise
 
 
 async def _measure(client: Client, plan: Plan, setup: Setup, rng: random.Random) -> Tally:

@@ -101,7 +101,7 @@ class Reader:
         return CommandFailed(
             "BAD_INPUT",
             f"{self.name}:{number}: {error}",
-            hint="correct the line and go on with --from-line, or use --skip-bad",
+            hint="correct the line, or use --skip-bad",
             fields={"line": number},
         )
 
@@ -168,7 +168,8 @@ class Import:
                 self._collect(done)
         standing = f"{self.keys:,} keys are in, with all lines before {self.next_line}"
         failed.message = f"{failed.message.rstrip('.')}; {standing}"
-        failed.hint = f"{failed.hint.rstrip('.') or 'try later'}; go on with --from-line {self.next_line}"
+        go_on = f"go on with --from-line {self.next_line}"
+        failed.hint = f"{failed.hint.rstrip('.')}; {go_on}" if failed.hint else go_on
         failed.fields |= {"imported": self.keys, "next_line": self.next_line}
         return failed
 

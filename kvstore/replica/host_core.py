@@ -141,10 +141,18 @@ class HostCore:
                         hasty.append(replica)
         return hasty
 
-    def hasten(self, replica: Replica) -> None:
-        if self.replicas.get(replica.group) is replica and not replica.failed and not replica.installing:
-            replica.raw.hasten()
-            self.mark(replica)
+    def hasten(self, replica: Replica, *, again: bool) -> bool:
+        """Campaign because of evidence; True when the election may come to be without a winner, so that it is worth to
+        look again in a while. `again`: it did."""
+        if self.replicas.get(replica.group) is not replica or replica.failed or replica.installing:
+            return False
+        raw = replica.raw
+        if again:
+            campaigns = raw.role in (Role.CANDIDATE, Role.PRE_CANDIDATE) and raw.campaign()
+        else:
+            campaigns = raw.hasten()
+        self.mark(replica)
+        return campaigns
 
     # -- output ----------------------------------------------------------------------------------------------------
 

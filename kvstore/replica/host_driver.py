@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 
 HASTE_MS_MIN = 20
 HASTE_MS_MAX = 80
+HASTE_AGAIN_MS_MIN = 100  # an election that has a winner takes a few round trips and a write to the disk
+HASTE_AGAIN_MS_MAX = 300
+HASTE_AGAIN_MAX = 2  # after that the election timeout decides, as where there is no evidence
 TRANSFER_SECONDS_MAX = 3.0
 
 
@@ -258,14 +261,19 @@ class HostDriver:
         for replica in hasty:
             logger.info("group %d: %s, which leads, is gone", replica.group, self._name(node))
             delay = self.environment.rng.randint(HASTE_MS_MIN, HASTE_MS_MAX) / 1_000
-            self._loop.call_later(delay, self._hasten, replica)
+            self._loop.call_later(delay, self._hasten, replica, 0)
         self.schedule_pump()
 
-    def _hasten(self, replica: Replica) -> None:
-        if not self._closed:
-            with self._whole():
-                self.core.hasten(replica)
-            self.schedule_pump()
+    def _hasten(self, replica: Replica, attempt: int) -> None:
+        """Two survivors that hasten at the same moment split the votes, and each would wait for an election timeout."""
+        if self._closed:
+            return
+        with self._whole():
+            campaigns = self.core.hasten(replica, again=attempt > 0)
+        self.schedule_pump()
+        if campaigns and attempt < HASTE_AGAIN_MAX:
+            delay = self.environment.rng.randint(HASTE_AGAIN_MS_MIN, HASTE_AGAIN_MS_MAX) / 1_000
+            self._loop.call_later(delay, self._hasten, replica, attempt + 1)
 
     async def on_snapshot(self, node: str, header: bytes, chunks: AsyncIterator[tuple[int, bytes]]) -> None:
         await self.snapshots.receive(node, header, chunks)

@@ -168,7 +168,7 @@ class Snapshots:
         """Install a snapshot. Raises SnapshotRefused where it can't be; a broken stream may come back."""
         try:
             offer = _decoder.decode(header)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise SnapshotRefused(f"malformed offer: {error}") from None
         incoming = self.incoming.get(offer.group)
         if incoming is None:

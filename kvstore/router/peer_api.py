@@ -117,7 +117,7 @@ class PeerClient:
                 timeout=aiohttp.ClientTimeout(total=seconds),
             ) as response:
                 answer = msgspec.json.decode(await response.read())
-        except (TimeoutError, OSError, aiohttp.ClientError, msgspec.DecodeError) as error:
+        except (TimeoutError, OSError, aiohttp.ClientError, msgspec.DecodeError, UnicodeDecodeError) as error:
             raise Unavailable(f"no answer from {address}: {error or type(error).__name__}") from None
         if response.status >= 400:
             raise _error_of(answer)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import msgspec
 
 from kvstore.base import operations as ops
-from kvstore.base.errors import CODES, ERRORS, Code, Invalid, KVError, NotLeader, Retry, Timeout, Unavailable
+from kvstore.base.errors import CODES, ERRORS, Code, KVError, NotFound, Retry, StaleRoute, Timeout, Unavailable
 from kvstore.base.ids import SYSTEM_KEYSPACE
 from kvstore.base.operations import Batch, DeleteRange, Failure, Mutation, ReadOperation, Result, Scan
 from kvstore.base.shards import Route
@@ -107,7 +107,7 @@ class ShardRouter:
             issued_at=issued_at,
             operations=msgspec.Raw(ops.encode(list(operations))),
         )
-        answer = await self._ask(keyspace, _first_key(operations[0]), frame)
+        answer = await self._ask(keyspace, operations[0], frame)
         return answer.results
 
     async def query(
@@ -127,14 +127,18 @@ class ShardRouter:
             max_staleness_ms=max_staleness_ms,
             operations=msgspec.Raw(ops.encode(list(operations))),
         )
-        answer = await self._ask(keyspace, _first_key(operations[0]), frame)
+        answer = await self._ask(keyspace, operations[0], frame)
         return answer.results, answer.applied, answer.age_ms
 
-    async def _ask(self, keyspace: str, key: bytes, frame: Mutate | Read) -> Results:
-        """Find, send, follow: until there is an answer that another try would not change, or the time is over."""
+    async def _ask(self, keyspace: str, first: Mutation | ReadOperation, frame: Mutate | Read) -> Results:
+        """Find, send, follow: until there is an answer that another try would not change, or the time is over.
+
+        A range that is no longer in one shard is the caller's to cut anew: StaleRoute, at once.
+        """
+        key = _first_key(first)
         number = KEYSPACES.get(keyspace)
         if number is None:
-            raise Invalid(f"there is no keyspace {keyspace!r}")
+            raise NotFound(f"there is no keyspace {keyspace!r}")
         loop = asyncio.get_running_loop()
         deadline = loop.time() + frame.timeout_ms / 1_000
         pause = RETRY_SECONDS_MIN
@@ -145,8 +149,10 @@ class ShardRouter:
                 answer = await self._attempt(number, key, frame, timeout_ms=max(1, int(left * 1_000)))
                 if not _moved(answer):
                     return answer
-                last = NotLeader()
+                raise StaleRoute
             except KVError as error:
+                if error.code == Code.STALE_ROUTE and isinstance(first, Scan | DeleteRange):
+                    raise
                 last = error
                 unknown = unknown or not error.definite
                 if not self._may_retry(error, frame):

@@ -15,7 +15,7 @@ from typing import Any, cast
 import pytest
 
 from kvstore.base.config import NodeConfig
-from kvstore.base.errors import (
+from kvstore.base.errors import (, NotFound
     Code,
     DiskFull,
     Invalid,
@@ -207,7 +207,7 @@ async def test_each_attempt_gets_what_is_left_of_the_time() -> None:
 @simulated
 async def test_without_a_known_shard_or_keyspace() -> None:
     router = router_with(Script(OK))
-    with pytest.raises(Invalid, match="no keyspace"):
+    with pytest.raises(NotFound, match="no keyspace"):
         await router.execute("nope", [Put(0, b"k", b"v")], timeout_ms=100)
     empty: Callable[..., Any] = ShardMap
     router = ShardRouter(
