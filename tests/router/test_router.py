@@ -15,11 +15,12 @@ from typing import Any, cast
 import pytest
 
 from kvstore.base.config import NodeConfig
-from kvstore.base.errors import (, NotFound
+from kvstore.base.errors import (
     Code,
     DiskFull,
     Invalid,
     KVError,
+    NotFound,
     NotLeader,
     Overloaded,
     SessionExpired,
