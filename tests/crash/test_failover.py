@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from kvstore.replica import host_driver
+from kvstore.testing import LocalCluster
 from tests.crash.load import Load
 from tests.crash.processes import ProcessCluster
 
@@ -73,3 +75,21 @@ async def test_rolling_restart_shows_clients_no_error(tmp_path: Path) -> None:
         assert not load.told.errors, load.told.errors[:3]
         assert not load.told.refused
         assert not load.told.unknown
+
+
+async def test_survivors_that_split_the_votes_try_again_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both hasten at the same moment, ask for each other's vote and give it to themselves. The election timeout, five
+    seconds here, is not waited for."""
+    monkeypatch.setattr(host_driver, "HASTE_MS_MIN", 50)
+    monkeypatch.setattr(host_driver, "HASTE_MS_MAX", 50)
+    async with LocalCluster(nodes=3, election_ms=5_000) as cluster, cluster.client() as kv:
+        async with Load(kv, pause=0.01) as load:
+            leader = await cluster.leader()
+            terms = {node.host.core.replicas[2].raw.term for node in cluster.nodes.values()}
+            killed_at = time.monotonic()
+            await cluster.kill(leader)
+            waited = await load.accepted(killed_at, seconds=15)
+        await load.check()
+        new = cluster.nodes[await cluster.leader()].host.core.replicas[2].raw.term
+        print(f"{waited:.2f} s, {new - max(terms)} terms later")
+        assert waited < 3.0
