@@ -350,6 +350,19 @@ class Node:
                 "peers": sum(transport.queued_bytes(node) for node in transport.stats()),
             },
         )
+        metrics.add_gauge("kvstore_members", self.admin.member_counts)
+        metrics.add_gauge(
+            "kvstore_shards",
+            lambda: {"here": len(replicas), "led": sum(one.is_leader for one in replicas.values())},
+        )
+        metrics.add_gauge(
+            "kvstore_memory_bytes",
+            lambda: {
+                "tables": stores.state.table_bytes,
+                "session_answers": sum(one.state.answer_bytes for one in replicas.values() if one.state),
+                "staged": sum(one.proposals.staged_bytes for one in replicas.values()),
+            },
+        )
         metrics.add_gauge(
             "kvstore_peer_bytes",
             lambda: {

@@ -1,4 +1,4 @@
-"""A real cluster inside the caller's process, and a pytest fixture for it. For tests of programs that use the store.
+"""A real cluster inside the caller's process, for tests of programs that use the store.
 
     async with LocalCluster(nodes=3) as cluster:
         async with cluster.client() as kv:
@@ -17,11 +17,9 @@ import asyncio
 import shutil
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
-
-import pytest_asyncio
 
 from kvstore.base.config import NodeConfig
 from kvstore.base.errors import KVError
@@ -212,10 +210,3 @@ def _free_listener() -> socket.socket:
 def _address(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     return f"{host}:{port}"
-
-
-@pytest_asyncio.fixture
-async def kvstore_cluster() -> AsyncIterator[LocalCluster]:
-    """A cluster of three nodes for one test."""
-    async with LocalCluster(nodes=3) as cluster:
-        yield cluster

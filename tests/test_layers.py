@@ -27,6 +27,7 @@ LAYERS = (
     "kvstore.node",
     "kvstore.client",
     "kvstore.testing",
+    "kvstore.pytest_plugin",
     "kvstore.cli",
 )
 ONLY_BASE = ("kvstore.client",)
@@ -91,7 +92,7 @@ def test_every_third_party_import_is_a_dependency() -> None:
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     named = {one.split(">")[0].split("<")[0].replace("-", "_") for one in project["dependencies"]}
-    optional = {"pytest", "pytest_asyncio"}  # kvstore.testing is pytest's plugin, loaded by pytest only
+    optional = {"pytest", "pytest_asyncio"}  # kvstore.pytest_plugin is loaded by pytest only
     imported = {module.split(".")[0] for path in _modules() for module in _imports(path)}
     foreign = imported - set(sys.stdlib_module_names) - {"raft", "kvstore"} - optional
     assert foreign <= named, foreign - named

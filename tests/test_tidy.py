@@ -18,7 +18,7 @@ SOURCES = sorted([*ROOT.glob("raft/**/*.py"), *ROOT.glob("kvstore/**/*.py"), *RO
 EMPTY_NAMES = {"utils", "util", "helpers", "common", "misc", "manager"}
 TWINS = {"kvstore.storage.memory", "kvstore.transport.memory"}
 """What simulations run on instead of LMDB and WebSockets; the conformance suites hold them to the same protocols."""
-ENTRY_POINTS = {"kvstore.testing", "kvstore.cli.__main__", "kvstore.cli.main"}
+ENTRY_POINTS = {"kvstore.pytest_plugin", "kvstore.cli.__main__", "kvstore.cli.main"}
 BANNED = {
     r"\btime\.sleep\(": "a sleep blocks the loop or hides a race",
     r"\b(TODO|FIXME|XXX)\b": "finish it, or write down in the docs what is missing",

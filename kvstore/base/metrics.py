@@ -121,9 +121,9 @@ _GAUGES: Mapping[str, tuple[str, str]] = {
     "kvstore_raft_groups": ("role", "Raft groups with a replica here by its role; `hibernating` counts sleeping ones."),
     "kvstore_raft_applied_lag": ("shard", "Committed entries that a replica here has not applied yet."),
     "kvstore_storage_bytes": ("kind", "Sizes on disk: log_file, log_used, state_file, state_used, disk_free, ..."),
-    "kvstore_memory_bytes": ("kind", "Bytes held by parts of the node: memtable, log_cache, sessions, ..."),
-    "kvstore_members": ("state", "Members of the cluster by the state that gossip gives them here."),
-    "kvstore_shards": ("kind", "Shards this node knows of, and those that it leads."),
+    "kvstore_memory_bytes": ("kind", "Bytes held by parts of the node: tables, session_answers, staged."),
+    "kvstore_members": ("state", "Members of the cluster by whether this node has a connection with them."),
+    "kvstore_shards": ("kind", "Shards with a replica here, and those that are led here."),
     "kvstore_http_connections": ("kind", "Open connections: all, and those that are client streams."),
 }
 

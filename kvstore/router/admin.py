@@ -138,6 +138,12 @@ class NodeAdmin:
             for record in sorted(records, key=lambda one: one.name)
         ]
 
+    def member_counts(self) -> dict[str, float]:
+        """How many members are in each state, for the metrics."""
+        records = self.coordinator.members if self.coordinator else []
+        alive = sum(self._is_alive(record.node) for record in records)
+        return {"alive": alive, "dead": len(records) - alive}
+
     def _is_alive(self, node: str) -> bool:
         return node == self._environment.node or self._connected(node)
 
