@@ -76,16 +76,15 @@ class HostDriver:
 
     async def hand_over(self) -> None:
         """Before a graceful stop: give every leadership away, and wait until it is taken (bounded)."""
+        handed: list[Replica] = []
         for replica in list(self.core.replicas.values()):
             if replica.transfer_away():
+                handed.append(replica)
                 self.core.mark(replica)
         self.schedule_pump()
         with contextlib.suppress(TimeoutError, Unavailable):  # Unavailable: the node ends already
             async with asyncio.timeout(TRANSFER_SECONDS_MAX):
-                await self.until(lambda: not self._transferring())
-
-    def _transferring(self) -> bool:
-        return any(one.is_leader and one.raw.status().transfer_target for one in self.core.replicas.values())
+                await self.until(lambda: all(map(_is_taken, handed)))
 
     async def until(self, true: Callable[[], bool]) -> None:
         """Wait until it holds, looking after every turn. Raises what `true` raises; Unavailable at the node's stop."""
@@ -290,3 +289,11 @@ class HostDriver:
     def leads(self, group: int) -> bool:
         replica = self.core.replicas.get(group)
         return replica is not None and replica.is_leader
+
+
+def _is_taken(handed: Replica) -> bool:
+    """Whether the leadership that was handed over has been taken, or was kept. To have stepped down is not enough: the
+    successor may need the vote of this very replica."""
+    if handed.is_leader:
+        return not handed.raw.status().transfer_target
+    return bool(handed.failed or handed.removed or handed.raw.leader_id)
