@@ -33,7 +33,7 @@ _ELECTIONS = {
     ),
     "vote-not-stored": Mutation(
         "a vote is stored, also when the term stays",
-        (Edit("raft.raw_node:RawNode._take_hard_state", "state[:2] == handed[:2]", "state[0] == handed[0]"),),
+        (Edit("raft.raw_node:RawNode._take_hard_state", "HardState(*state)", "HardState(state[0], 0, state[2])"),),
         "elections",
     ),
     "campaign-before-durable": Mutation(
@@ -203,7 +203,7 @@ _DAMAGE_TOLD = {
     "loss-not-told-with-the-read": Mutation(
         "the leader hears of a loss before it answers the read that ends the healing",  # once a bug
         (Edit("raft.raw_node:RawNode.read_index", "follower.say_lost(core, message)", "pass"),),
-        "damage",
+        "damage-unseen",
         2_000,
     ),
 }

@@ -240,6 +240,23 @@ def _damage(options: Options, rng: random.Random) -> None:
     options.work_us = 15_000
 
 
+def _damage_unseen(options: Options, rng: random.Random) -> None:
+    """A loss of which the leader, whose own disk is stuck, hears late or not at all."""
+    _damage(options, rng)
+    options.voters = 3
+    options.evidence = False
+    options.heartbeat_ticks = 2
+    options.network.latency_us = (500, 5_000)
+    options.network.loss = rng.choice((0.3, 0.5))
+    options.disk.sync_us = (100, 300)
+    options.faults = FaultWeights(damage=8, slow_disk=8, one_way=3, isolate_leader=2, crash_leader=1, heal=8)
+    options.fault_us = 80_000
+    options.restart_us = 2_000
+    options.fault_ticks = 200
+    options.work = WorkWeights(propose=20)
+    options.work_us = 30_000
+
+
 def _demotions(options: Options, rng: random.Random) -> None:
     """Leaders that step down by a change of the membership, among voters that forget that it was committed."""
     options.voters = rng.choice((2, 3))
@@ -286,5 +303,6 @@ PROFILES: dict[str, Callable[[Options, random.Random], None]] = {
     "lease-transfers": _lease_transfers,
     "slow-leader": _slow_leader,
     "damage": _damage,
+    "damage-unseen": _damage_unseen,
 }
 """By name. "swarm" is the name of the whole space."""
