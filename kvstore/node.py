@@ -22,14 +22,13 @@ from functools import partial
 
 from kvstore.base.clock import Clock, SystemClock
 from kvstore.base.config import NodeConfig
-from kvstore.base.errors import KVError, StartRefused
+from kvstore.base.errors import StartRefused
 from kvstore.base.ids import random_id
 from kvstore.base.limits import FORMAT_VERSION
 from kvstore.base.metrics import Metrics
 from kvstore.node_http import NodeHttp, bind
 from kvstore.placement.coordinator import Coordinator
 from kvstore.placement.founding import Founding, founding_shards
-from kvstore.placement.members import MemberRecord
 from kvstore.replica.environment import Environment, NodeAddress
 from kvstore.replica.host_driver import HostDriver
 from kvstore.router.admin import NodeAdmin
@@ -211,16 +210,14 @@ class Node:
             started_ms=started_ms,
         )
 
-        async def ask_members() -> list[MemberRecord]:
-            return await self._ask_members(peers, environment, shard_map)
-
         coordinator = Coordinator(
             host,
             environment,
             admin,
             connected=transport.connected,
             set_peers=transport.set_peers,
-            ask_members=ask_members,
+            ask=lambda address: peers.picture(address),
+            learn_routes=shard_map.learn,
             on_refused=self._on_fatal,
         )
         admin.coordinator = coordinator
@@ -292,22 +289,6 @@ class Node:
         }
 
     # -- while running ---------------------------------------------------------------------------------------------
-
-    async def _ask_members(
-        self, peers: PeerClient, environment: Environment, shard_map: ShardMap
-    ) -> list[MemberRecord]:
-        """For a node without a replica of the meta group: from any node that is known."""
-        addresses = [place.address for node, place in environment.addresses.items() if node != environment.node]
-        addresses += self.config.join
-        self.rng.shuffle(addresses)
-        for address in addresses:
-            try:
-                picture = await peers.picture(address)
-            except KVError:
-                continue
-            shard_map.learn(picture.routes)
-            return picture.members
-        return []
 
     async def _watch_disk(self, environment: Environment, stores: _Stores) -> None:
         since_hand_over = 0.0

@@ -376,8 +376,8 @@ class Dispatcher:
 
     def _on_routes(self, answer: Routes) -> bool:
         """Whether they are of use: a keeper's answer."""
-        if not answer.keyspaces:
-            return False  # a node that has just started and knows nothing yet
+        if not answer.keyspaces or (not answer.routes and self._keyspace in answer.keyspaces):
+            return False  # a node that has just started, or has no replica and was not told yet where the shards are
         number = answer.keyspaces.get(self._keyspace)
         unrouted, self._unrouted = self._unrouted, []
         if number is None:

@@ -20,8 +20,8 @@ from typing import Any, Protocol
 from kvstore import __version__
 from kvstore.base.errors import DuplicateName, KVError, StartRefused
 from kvstore.base.ids import META_SHARD
-from kvstore.base.shards import ReplicaRole, ShardDescriptor
-from kvstore.placement.members import MemberRecord, read_members, read_removed
+from kvstore.base.shards import ReplicaRole, Route, ShardDescriptor
+from kvstore.placement.members import MemberRecord, Picture, read_members, read_removed
 from kvstore.placement.repair import Step, StepKind, next_step
 from kvstore.replica.environment import Environment, NodeAddress
 from kvstore.replica.host_driver import HostDriver
@@ -66,16 +66,19 @@ class Coordinator:
         *,
         connected: Callable[[str], bool],
         set_peers: Callable[[dict[str, str]], None],
-        ask_members: Callable[[], Awaitable[list[MemberRecord]]],
+        ask: Callable[[str], Awaitable[Picture]],
+        learn_routes: Callable[[list[Route]], None],
         on_refused: Callable[[BaseException], None],
     ) -> None:
-        """`on_refused`: the cluster does not want this node (any more); it must end."""
+        """`ask`: the node at HOST:PORT for its picture; raises KVError. `on_refused`: the cluster does not want this
+        node (any more); it must end."""
         self._host = host
         self._environment = environment
         self._actions = actions
         self._connected = connected
         self._set_peers = set_peers
-        self._ask_members = ask_members
+        self._ask = ask
+        self._learn_routes = learn_routes
         self._on_refused = on_refused
         self._record = MemberRecord(
             name=environment.config.name,
@@ -86,6 +89,7 @@ class Coordinator:
         )
         self.members: list[MemberRecord] = []
         self.removed: list[str] = []  # node ids; known where the meta group has a replica
+        self._pictures: list[Picture] = []  # of this round
         self.operators: deque[Operator] = deque(maxlen=HISTORY_MAX)
         self._operator_count = 0
         self._repairing: set[int] = set()
@@ -95,7 +99,8 @@ class Coordinator:
         """For ever; cancelled at the node's stop."""
         while True:
             try:
-                await self._refresh()
+                await self._look_around()
+                self._refresh()
                 await self._announce()
                 self._repair()
             except DuplicateName as error:
@@ -112,17 +117,33 @@ class Coordinator:
 
     # -- knowing the others ----------------------------------------------------------------------------------------
 
-    async def _refresh(self) -> None:
+    async def _look_around(self) -> None:
+        """Ask others what they know: all of them where the meta group is led, for repair; elsewhere one, for the
+        routes of shards that have no replica here."""
+        environment = self._environment
+        addresses = [place.address for node, place in environment.addresses.items() if self._connected(node)]
+        if not self._host.leads(META_SHARD):
+            addresses = addresses or list(environment.config.join)
+            addresses = [environment.rng.choice(addresses)] if addresses else []
+        answers = await asyncio.gather(*map(self._ask, addresses), return_exceptions=True)
+        self._pictures = [answer for answer in answers if isinstance(answer, Picture)]
+        for picture in self._pictures:
+            self._learn_routes(picture.routes)
+        for answer in answers:
+            if isinstance(answer, BaseException) and not isinstance(answer, KVError):
+                raise answer
+
+    def _refresh(self) -> None:
         """From the meta group's state here while it is led; a replica without a leader may have been left behind
-        (or removed), so then whoever can be reached is asked."""
+        (or removed), so then what another node tells comes first."""
         meta = self._host.core.replicas.get(META_SHARD)
-        members: list[MemberRecord] = []
-        if meta is None or meta.state is None or not meta.raw.leader_id:
-            members = await self._ask_members()
-        meta = self._host.core.replicas.get(META_SHARD)
-        if not members and meta is not None and meta.state is not None:
-            members = [member.record for member in read_members(meta.state)]
-            self.removed = read_removed(meta.state)
+        state = meta.state if meta is not None else None
+        told = next((picture.members for picture in self._pictures if picture.members), [])
+        if meta is not None and state is not None and (meta.raw.leader_id or not told):
+            members = [member.record for member in read_members(state)]
+            self.removed = read_removed(state)
+        else:
+            members = told
         if members:
             self.members = members
             self.learn(members)
@@ -150,12 +171,10 @@ class Coordinator:
     # -- repair ----------------------------------------------------------------------------------------------------
 
     def _repair(self) -> None:
-        """Start the next step of every shard known here, one at a time each, where the meta group is led."""
+        """Start the next step of every shard, one at a time each, where the meta group is led."""
         if not self._host.leads(META_SHARD):
             return
-        descriptors = [
-            replica.state.descriptor for replica in self._host.core.replicas.values() if replica.state is not None
-        ]
+        descriptors = self._descriptors()
         load: dict[str, int] = {}
         for descriptor in descriptors:
             for place in descriptor.replicas:
@@ -166,6 +185,16 @@ class Coordinator:
             step = self._step(descriptor, load)
             if step is not None:
                 self._start(step, descriptor.conf)
+
+    def _descriptors(self) -> list[ShardDescriptor]:
+        """Of all shards: as a replica here has it, or as the shard's leader told in this round where that is newer."""
+        newest: dict[int, ShardDescriptor] = {}
+        local = [one.state.descriptor for one in self._host.core.replicas.values() if one.state is not None]
+        for descriptor in (*local, *(one for picture in self._pictures for one in picture.led)):
+            known = newest.get(descriptor.id)
+            if known is None or (descriptor.version, descriptor.conf) > (known.version, known.conf):
+                newest[descriptor.id] = descriptor
+        return [newest[shard] for shard in sorted(newest)]
 
     def _step(self, descriptor: ShardDescriptor, load: dict[str, int]) -> Step | None:
         own = self._environment.node

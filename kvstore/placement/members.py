@@ -12,6 +12,7 @@ import msgspec
 
 from kvstore.base.limits import SCAN_BYTES_MAX, SCAN_KEYS_MAX
 from kvstore.base.operations import Item, Scan
+from kvstore.base.shards import Route, ShardDescriptor
 from kvstore.state.shard import ShardState
 
 REMOVED_PREFIX = b"removed/"
@@ -28,6 +29,14 @@ class MemberRecord(msgspec.Struct, frozen=True, array_like=True):
     address: str
     labels: dict[str, str] = {}
     version: str = ""
+
+
+class Picture(msgspec.Struct, frozen=True, array_like=True):
+    """What one node tells another about the cluster, when asked; only hints."""
+
+    members: list[MemberRecord]
+    routes: list[Route]  # of the users' shards
+    led: list[ShardDescriptor]  # of the shards that this very node leads
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from kvstore.placement.founding import Founders
 from kvstore.placement.members import (
     Member,
     MemberRecord,
+    Picture,
     encode_member,
     member_key,
     read_members,
@@ -37,7 +38,7 @@ from kvstore.placement.replica_change import ReplicaChange
 from kvstore.replica.environment import Environment
 from kvstore.replica.host_driver import HostDriver
 from kvstore.replica.replica import Replica
-from kvstore.router.peer_api import PeerClient, Picture, encode_picture
+from kvstore.router.peer_api import PeerClient, encode_picture
 from kvstore.router.router import ShardRouter
 from kvstore.router.shard_map import KEYSPACES
 from raft import RaftError
@@ -251,7 +252,8 @@ class NodeAdmin:
             return {"operators": self.coordinator.describe() if self.coordinator else []}
         if operation == "picture":
             members = self.coordinator.members if self.coordinator else []
-            return {"picture": encode_picture(Picture(members, self._router.routes()[2]))}
+            led = [one.state.descriptor for one in self._host.core.replicas.values() if one.is_leader and one.state]
+            return {"picture": encode_picture(Picture(members, self._router.routes()[2], led))}
         action = self._operations.get(operation)
         if action is None:
             raise Invalid(f"there is no operation {operation!r}")

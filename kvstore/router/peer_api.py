@@ -20,9 +20,8 @@ import msgspec
 
 from kvstore.base.clock import Clock
 from kvstore.base.errors import ERRORS, Code, Invalid, KVError, Unauthenticated, Unavailable
-from kvstore.base.shards import Route
 from kvstore.placement.founding import ASK_SECONDS, FoundingState
-from kvstore.placement.members import MemberRecord
+from kvstore.placement.members import Picture
 
 FOUNDING_PATH = "/v1/peer/founding"
 ADMIN_PATH = "/v1/peer/admin"
@@ -32,13 +31,6 @@ JOIN_SECONDS = 7.0  # the one that is asked follows a moving leadership for some
 
 
 _SIGNATURE = re.compile(r"([0-9]{1,15})\.[0-9a-f]{64}")
-
-
-class Picture(msgspec.Struct, frozen=True):
-    """What a node without a replica of the meta group learns of the cluster from another one."""
-
-    members: list[MemberRecord]
-    routes: list[Route]
 
 
 def encode_picture(picture: Picture) -> str:
