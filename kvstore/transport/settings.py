@@ -25,7 +25,7 @@ class TransportSettings:
     probe_seconds_max: float = 1.0  # a connect that takes longer is no evidence
     probe_linger_seconds: float = 0.05  # how long a connect after a loss is watched: the killed are reset in ~10 ms
     backoff_seconds_min: float = 0.02
-    backoff_seconds_max: float = 1.0
+    backoff_seconds_max: float = 0.25  # two survivors of a restart must not wait longer for each other than an election
     steady_seconds: float = 1.0  # a connection that lived that long is tried again without a pause
     beat_seconds: float = 1.0  # something is sent at least so often
     silent_beats_max: int = 4  # so many beats without a byte received, and the connection is given up

@@ -101,7 +101,7 @@ class Kvctl:
         return lines[0]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def cluster() -> Iterator[ClusterThread]:
     with ClusterThread() as thread:
         yield thread

@@ -19,9 +19,9 @@ from kvstore.testing import LocalCluster
 from tests.node.test_http import FAST, running, url
 
 
-def _descriptors() -> set[str]:
-    """What this process has open, as far as it is a file or a socket."""
-    found = set()
+def _held() -> set[str]:
+    """What this process has: threads, and what is open, as far as it is a file or a socket."""
+    found = {f"thread {thread.ident} {thread.name}" for thread in threading.enumerate()}
     for number in os.listdir("/proc/self/fd"):
         try:
             target = os.readlink(f"/proc/self/fd/{number}")
@@ -37,9 +37,8 @@ async def _nothing_left(before: set[str], folders: set[str]) -> None:
         while {task for task in asyncio.all_tasks() if task is not asyncio.current_task()}:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     gc.collect()
-    workers = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
-    assert not [name for name in workers if not name.startswith("asyncio_")], workers  # the loop's own pool
-    assert _descriptors() <= before
+    left = {one for one in _held() - before if " asyncio_" not in one}  # the loop's own pool
+    assert not left
     assert set(os.listdir(tempfile.gettempdir())) & {name for name in folders if name.startswith("kvstore-")} == set()
 
 
@@ -49,7 +48,7 @@ def _folders() -> set[str]:
 
 @pytest.mark.parametrize("nodes", [1, 3])
 async def test_nothing_is_left_behind(nodes: int) -> None:
-    before, own = _descriptors(), ""
+    before, own = _held(), ""
     async with LocalCluster(nodes=nodes, **FAST) as cluster, cluster.client() as kv:
         await kv.put(b"k", b"v")
         own = cluster.folder.name
@@ -64,7 +63,7 @@ async def test_cluster_that_cannot_start_leaves_nothing_behind(tmp_path: Path) -
     async with LocalCluster(nodes=1, data=tmp_path, **FAST):
         pass
     (tmp_path / "n1").rename(tmp_path / "n2")
-    before = _descriptors()
+    before = _held()
     with pytest.raises(StartRefused, match="belongs to node n1, not n2"):
         async with LocalCluster(nodes=3, data=tmp_path, **FAST):
             pytest.fail("it started")
@@ -73,7 +72,7 @@ async def test_cluster_that_cannot_start_leaves_nothing_behind(tmp_path: Path) -
 
 async def test_cancelled_start_leaves_nothing_behind() -> None:
     """Ctrl-C while the founders wait for each other."""
-    before = _descriptors()
+    before = _held()
 
     async def enter() -> None:
         async with LocalCluster(nodes=3, **FAST):

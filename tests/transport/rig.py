@@ -26,7 +26,7 @@ FAST = TransportSettings(
     backoff_seconds_max=0.05,
     beat_seconds=0.1,
     farewell_seconds_max=0.2,
-    snapshot_backoff_seconds=0.01,
+    snapshot_backoff_seconds=0.05,
     snapshot_wait_seconds_max=0.3,
 )
 CLUSTER = "c" * 32
