@@ -47,7 +47,7 @@ class PeerHandler(Protocol):
 
     def on_peer_gone(self, node: str) -> None:
         """Evidence: all connections to the peer are closed and a new one was refused. Said again with each further
-        refusal (about once a second) until the peer is back."""
+        refusal (a few times a second) until the peer is back."""
 
     async def on_snapshot(self, node: str, header: bytes, chunks: AsyncIterator[tuple[int, bytes]]) -> None:
         """A snapshot arrives; raising SnapshotRefused tells the sender why. Where the connection breaks, `chunks`
