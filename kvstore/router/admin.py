@@ -180,6 +180,7 @@ class NodeAdmin:
             ],
             "revision": replica.state.revision,
             "applied": replica.state.applied_index,
+            "approximate_bytes": replica.state.data_bytes,
             "log_bytes": replica.log.bytes_behind(replica.raw.last_index),
         }
 

@@ -51,13 +51,29 @@ BATCH_TOO_LARGE: Final = Failure(int(Code.TOO_LARGE), "The values that this batc
 class Executor:
     """Executes operations on the store under the rules of one descriptor. Knows nothing of sessions."""
 
-    __slots__ = ("_limits", "_revision_before", "_store", "_undo", "budget", "end", "prefix", "revision", "start")
+    __slots__ = (
+        "_data_bytes_before",
+        "_limits",
+        "_revision_before",
+        "_store",
+        "_undo",
+        "budget",
+        "data_bytes",
+        "end",
+        "prefix",
+        "revision",
+        "start",
+    )
 
-    def __init__(self, store: ShardData, descriptor: ShardDescriptor, limits: StateLimits, revision: int) -> None:
+    def __init__(
+        self, store: ShardData, descriptor: ShardDescriptor, limits: StateLimits, revision: int, data_bytes: int
+    ) -> None:
         self._store = store
         self._limits = limits
         self.revision = revision
         self._revision_before = revision  # when the entry began
+        self.data_bytes = data_bytes  # full keys and values of all records
+        self._data_bytes_before = data_bytes
         self._undo: list[tuple[bytes, Record | None]] = []  # what the entry has overwritten, in its order
         self.budget = limits.result_bytes_max  # bytes of values that the results of this entry may still carry
         self.follow(descriptor)
@@ -73,6 +89,7 @@ class Executor:
     def begin_entry(self) -> None:
         assert not self._undo
         self._revision_before = self.revision
+        self._data_bytes_before = self.data_bytes
         self.budget = self._limits.result_bytes_max
 
     def end_entry(self) -> None:
@@ -87,6 +104,7 @@ class Executor:
                 self._store.put(key, old)
         self._undo.clear()
         self.revision = self._revision_before
+        self.data_bytes = self._data_bytes_before
 
     def covers(self, operation: Mutation | Get | Scan) -> bool:
         """Every key and range of the operation lies in the shard."""
@@ -128,12 +146,15 @@ class Executor:
         old = self._store.get(key)
         self._undo.append((key, old))
         if old is None:
+            self.data_bytes += len(key) + len(value)
             self._store.put(key, Record(value, revision, revision, 1))
         else:
+            self.data_bytes += len(value) - len(old.value)
             self._store.put(key, Record(value, revision, old.create_revision, old.version + 1))
 
     def _remove(self, key: bytes, old: Record) -> None:
         self._undo.append((key, old))
+        self.data_bytes -= len(key) + len(old.value)
         self._store.delete(key)
 
     def _delete(self, operation: Delete) -> int:

@@ -72,7 +72,7 @@ class ShardState:
         self.dirty = False  # anything applied since the last `change`
         self._limits = meta.limits
         self._store = store
-        self._executor = Executor(store, meta.descriptor, meta.limits, meta.revision)
+        self._executor = Executor(store, meta.descriptor, meta.limits, meta.revision, meta.data_bytes)
         self._sessions = Sessions(meta.limits, meta.floor)
 
     @classmethod
@@ -103,6 +103,11 @@ class ShardState:
     @property
     def revision(self) -> int:
         return self._executor.revision
+
+    @property
+    def data_bytes(self) -> int:
+        """Full keys and values of all records; what the shard takes on disk is somewhat more."""
+        return self._executor.data_bytes
 
     @property
     def floor(self) -> int:
@@ -267,7 +272,7 @@ class ShardState:
     # -- flush
 
     def image(self) -> ShardImage:
-        meta = ShardMeta(self.descriptor, self.revision, self.stamp, self.floor, self._limits)
+        meta = ShardMeta(self.descriptor, self.revision, self.stamp, self.floor, self._limits, self.data_bytes)
         return ShardImage(self.applied_index, self.applied_term, conf_to_tuple(self.conf_state), encode_meta(meta))
 
     def change(self) -> ShardChange:

@@ -100,8 +100,11 @@ def test_payload() -> None:
 
 
 def test_meta() -> None:
-    assert encode_meta(META) == META_1
+    """Bytes from before `data_bytes` was added are still read, with its default."""
     assert decode_meta(META_1) == META
+    assert encode_meta(META)[2:] == META_1[2:] + b"\x00"  # the array has one more field
+    sized = msgspec.structs.replace(META, data_bytes=77)
+    assert decode_meta(encode_meta(sized)) == sized
 
 
 def test_session() -> None:
@@ -117,5 +120,5 @@ def test_a_shard_loads_from_them() -> None:
     assert (state.revision, state.stamp, state.floor) == (META.revision, META.stamp, META.floor)
     assert (state.applied_index, state.applied_term, state.conf_state) == (900, 12, CONF)
     assert state.answer_count == len(ANSWERS)
-    assert state.image() == image
+    assert state.image() == msgspec.structs.replace(image, meta=encode_meta(META))
     assert state.change().sessions == {}, "loading changes nothing"

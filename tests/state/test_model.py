@@ -148,6 +148,7 @@ class AgainstModel(RuleBasedStateMachine):
         assert found == self.model.data
         state = self.machine.state
         assert (state.revision, state.floor, state.stamp) == (self.model.revision, self.model.floor, self.model.stamp)
+        assert state.data_bytes == sum(len(key) + len(record.value) for key, record in records.items())
         for key in KEYS[:3]:
             assert state.get(key) == self.model.data.get(key)
 
