@@ -4,7 +4,7 @@ The stamp of an entry is replicated data; replicas never look at a clock while a
 another leader with another wall clock, must not make the stamp jump: mutations under way would be refused as too old or
 too new, and whatever is timed by stamps would end early or late. Real time is measured with CLOCK_BOOTTIME.
 
-Invariant: `next` never gives less than it gave before, nor less than any stamp applied here.
+Invariant: `next` never gives less than any stamp applied here, nor than any that it gave and that may yet be applied.
 Invariant: once a stamp is trusted (below), a later one is ahead of it by at most twice the real time between them.
 
 A bound from above needs a stamp of which we know when it was made. For one that was given here, that is known. One of
@@ -42,7 +42,7 @@ class StampClock:
 
     def __init__(self, stamp: int, boot_ms: int) -> None:
         """stamp: the one that the state was loaded with, made at some time before; 0 = a state without any."""
-        self.last = stamp  # ms; the highest stamp given or applied here
+        self.last = stamp  # ms; the highest stamp applied here, or given and not known to be lost
         self.jumps = 0  # times the wall clock was seen to leave the bounds; for a metric
         self._jumping = False
         self._applied = _Anchor(2 * stamp, boot_ms)  # the last foreign stamp, and when it was applied here
@@ -73,11 +73,13 @@ class StampClock:
         if given and given[0].stamp == stamp:
             self._trusted = self._probe = given[0]
         else:
-            # Another leader's entry. Whatever we gave before it and is not applied by now was overwritten.
+            # Another leader's entry. Whatever we gave before it and is not applied by now was overwritten, and must not
+            # bind us: it may have followed a clock that was wrong. (Should it be applied all the same, it will be in
+            # the state's stamp, which never goes back.)
             given.clear()
+            self.last = max(self._applied.stamp, self._trusted.stamp if self._trusted else 0, stamp)
             self._applied = _Anchor(2 * stamp, boot_ms)
             self._prove(self._applied)
-        self.last = max(self.last, stamp)
 
     def peek(self, wall_ms: int, boot_ms: int) -> int:
         """The stamp that `next` would give now: what a caller that has not heard one may count issued_at from."""
@@ -102,6 +104,4 @@ class StampClock:
         if passed_ms >= PROOF_MS:
             if passed_ms // 2 - SLACK_MS <= made_ms <= 2 * passed_ms + SLACK_MS:
                 self._trusted = seen
-            self._probe = seen
-        elif made_ms > 2 * passed_ms + SLACK_MS:  # a burst of old entries
             self._probe = seen

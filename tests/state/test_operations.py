@@ -22,7 +22,9 @@ from kvstore.base.operations import (
 )
 from kvstore.state.reads import next_key
 from kvstore.state.shard_meta import StateLimits
+from kvstore.storage.protocol import Record
 from raft.types import ConfState
+from tests.state.fake_store import FakeStore
 from tests.state.machine import PREFIX, Machine, codes, descriptor, write
 
 
@@ -138,6 +140,31 @@ def test_delete_range_ends_early_when_it_has_read_enough() -> None:
     assert machine.plain(DeleteRange(0, b"k2\0", b"")) == [RangeDeleted(2, 7, None)]
 
 
+def test_a_store_that_counts_otherwise_does_not_change_where_delete_range_ends() -> None:
+    """The place is part of the replicated result; how a store cuts its pages is its own business."""
+
+    class Generous(FakeStore):
+        def scan(
+            self, start: bytes, end: bytes, *, limit: int, bytes_max: int, reverse: bool = False
+        ) -> tuple[list[tuple[bytes, Record]], bool]:
+            return super().scan(start, end, limit=limit, bytes_max=bytes_max * 9, reverse=reverse)
+
+    class Sparing(FakeStore):
+        def scan(
+            self, start: bytes, end: bytes, *, limit: int, bytes_max: int, reverse: bool = False
+        ) -> tuple[list[tuple[bytes, Record]], bool]:
+            return super().scan(start, end, limit=1, bytes_max=bytes_max, reverse=reverse)
+
+    dumps = set()
+    for store in (FakeStore(), Generous(), Sparing()):
+        machine = Machine(StateLimits(delete_range_bytes_max=60), store=store)
+        machine.plain(*[Put(0, b"k%d" % number, b"v" * 20) for number in range(5)])
+        assert machine.plain(DeleteRange(0, b"", b"")) == [RangeDeleted(3, 6, b"k2\0")]
+        assert machine.plain(DeleteRange(0, b"", b"", limit=1)) == [RangeDeleted(1, 7, b"k3\0")]
+        dumps.add(machine.dump())
+    assert len(dumps) == 1
+
+
 def test_scan_by_prefix_range_limit_bytes_and_in_reverse() -> None:
     machine = Machine()
     machine.plain(*[Put(0, key, b"0123456789") for key in (b"a", b"b", b"ba", b"bb", b"c")])
@@ -238,6 +265,13 @@ def test_results_of_an_entry_carry_a_bounded_number_of_bytes() -> None:
     assert codes(machine.plain(Batch(0, [get, Put(0, b"d", b""), get]))) == [Code.TOO_LARGE]
     assert codes(machine.plain(fail, Batch(0, [get]), Batch(0, [Put(0, b"e", b"")]))) == [None, Code.OVERLOADED, None]
     assert machine.state.get(b"d") is None
+
+
+def test_what_batches_read_counts_too() -> None:
+    machine = Machine(StateLimits(result_bytes_max=100))
+    machine.plain(Put(0, b"a", b"v" * 60))
+    batch = Batch(0, [Get(0, b"a"), Put(0, b"b", b"")])
+    assert codes(machine.plain(batch, batch)) == [None, Code.OVERLOADED]
 
 
 def test_only_membership_changes_with_a_conf_change() -> None:

@@ -160,6 +160,25 @@ def test_what_was_given_and_never_applied_is_forgotten() -> None:
     assert WALL + now + 50 <= stamp <= WALL + now + 220
 
 
+def test_a_lost_stamp_of_a_wrong_clock_binds_nobody() -> None:
+    """Just started, a clock a year ahead, deposed before anything was committed; then another leads, then we again."""
+    clock = StampClock(WALL - 50_000, BOOT - 10)
+    year = 365 * 24 * HOUR
+    assert clock.next(WALL + year, BOOT) == WALL + year
+    now = follow(clock, seconds=20)
+    stamp = clock.next(WALL + year + now, BOOT + now + 100)
+    assert stamp == WALL + 20_000 + 200
+
+
+def test_our_own_stamps_count_from_when_they_were_made() -> None:
+    """Applied a second later; one foreign entry since, which proves nothing yet."""
+    clock = StampClock(0, BOOT - 1)
+    clock.next(WALL, BOOT)
+    clock.on_applied(WALL, BOOT + 1_000)
+    clock.on_applied(WALL + 1_200, BOOT + 1_500)
+    assert clock.next(WALL + HOUR, BOOT + 3_000) == WALL + 6_000
+
+
 def test_random_drives_stay_within_the_bounds() -> None:
     """A leader whose wall clock jumps at random: between any two stamps half to twice the real time, +-1 ms."""
     for seed in range(30):
