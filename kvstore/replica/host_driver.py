@@ -198,7 +198,17 @@ class HostDriver:
                 self.lifecycle.admit(envelope.group, envelope.message.to_id)
 
     def _destroy_removed(self) -> None:
-        for replica in [one for one in self.core.replicas.values() if one.removed and not one.is_leader]:
+        """Not at once: a member that crashes may wake up without the last commit, in the joint state, and need the
+        vote of the removed replica. By then the members have flushed the new configuration."""
+        now_ms = self.environment.clock.boot_ms()
+        config = self.environment.config
+        linger_ms = 2 * (config.flush_interval_ms + config.election_ms)
+        over = [
+            replica
+            for replica in self.core.replicas.values()
+            if replica.removed and not replica.is_leader and now_ms - replica.removed_at_ms >= linger_ms
+        ]
+        for replica in over:
             self.lifecycle.destroy(replica)
 
     def _rebuild_rotten(self) -> None:

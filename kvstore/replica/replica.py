@@ -63,7 +63,8 @@ class Replica:
         self.node_of: dict[int, str] = {}  # replica id -> node id, from the descriptor and from who wrote to us
         self.failed = ""  # why the replica was stopped; "" = it runs
         self.rotten = False  # stopped because its disk gave back damage: to be rebuilt once another one leads
-        self.removed = False  # no longer a member: to be destroyed
+        self.removed = False  # no longer a member: to be destroyed, see host_driver
+        self.removed_at_ms = 0  # boot clock
         self.installing = False  # a snapshot is being written under it: Raft stands still
         self.leader_changes = 0
         self._deposed_at_ms = -1  # when leadership was lost with writes proposed; -1 = not, or they are given up
@@ -382,7 +383,10 @@ class Replica:
         assert state is not None
         for place in state.descriptor.replicas:
             self.node_of[place.replica_id] = place.node
-        self.removed = was_removed(self.replica_id, state.descriptor, state.applied_index)
+        removed = was_removed(self.replica_id, state.descriptor, state.applied_index)
+        if removed and not self.removed:
+            self.removed_at_ms = self.environment.clock.boot_ms()
+        self.removed = removed
 
     def _on_role_change(self) -> None:
         raw = self.raw
