@@ -28,6 +28,7 @@ _METHODS = frozenset({"GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS", "PATCH"
 
 def edge(*, metrics: Metrics, fatal: Fatal) -> Middleware:
     """The one middleware of the application."""
+
     @web.middleware
     async def around(request: web.Request, handler: Handler) -> web.StreamResponse:
         now = asyncio.get_running_loop().time

@@ -120,7 +120,7 @@ class KVError(Exception):
 
     @property
     def outcome(self) -> str:
-        """"failed": it has no effect and never will have one; "unknown": it may have."""
+        """ "failed": it has no effect and never will have one; "unknown": it may have."""
         return "failed" if self.definite else "unknown"
 
     @property

@@ -188,9 +188,7 @@ class FakeRouter:
             reply(Refused(frame.id, STAMP_MS, error.code, error.message, error.definite, error.retry_after_ms))
             return
         self._later(
-            lambda: reply(
-                Results(frame.id, STAMP_MS, [self.state.mutate(one, frame.session) for one in operations])
-            )
+            lambda: reply(Results(frame.id, STAMP_MS, [self.state.mutate(one, frame.session) for one in operations]))
         )
 
     def read(self, frame: Read, reply: ReplyTo) -> None:

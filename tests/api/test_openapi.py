@@ -121,7 +121,6 @@ CROSS_RULES = re.compile(
 )
 
 
-
 @schemathesis.serializer("application/msgpack")
 def pack(context: SerializationContext, value: Any) -> bytes:
     try:
