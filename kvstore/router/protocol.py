@@ -66,7 +66,7 @@ class Admin(Protocol):
         """name, node_id, address, state (alive, suspect, dead, left), labels, version."""
 
     def shards(self) -> list[dict[str, Any]]:
-        """id, keyspace, start, end, epoch, leader, replicas: [{node, role}], approximate_bytes, ... (design.md, 10)."""
+        """id, keyspace, start, end, epoch, leader, replicas: [{node, role}], approximate_bytes, ...."""
 
     async def operators(self) -> list[dict[str, Any]]:
         """The placement driver's plans under way and lately done: id, kind, shard, state, steps, ..."""
