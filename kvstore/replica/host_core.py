@@ -243,12 +243,7 @@ class HostCore:
         counts: dict[str, float] = {role.name.lower(): 0 for role in Role}
         counts |= {"learner": 0, "failed": 0, "hibernating": 0}
         for replica in self.replicas.values():
-            if replica.failed:
-                counts["failed"] += 1
-            elif replica.replica_id in replica.raw.conf_state.learners:
-                counts["learner"] += 1
-            else:
-                counts[replica.raw.role.name.lower()] += 1
+            counts[replica.role_name] += 1
             counts["hibernating"] += replica.raw.asleep
         return counts
 

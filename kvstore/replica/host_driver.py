@@ -135,9 +135,8 @@ class HostDriver:
 
     def mark(self, replica: Replica) -> None:
         """The replica has something to do."""
-        self.core.dirty[replica.group] = replica
-        if not self._pump_scheduled:
-            self.schedule_pump()
+        self.core.mark(replica)
+        self.schedule_pump()
 
     def track(self, request: Request) -> None:
         """Bound the request's stay by its deadline."""
@@ -163,7 +162,6 @@ class HostDriver:
         for replica, message in effects.snapshots:
             self.snapshots.send(replica, message)
         self._admit_strangers()
-        self._destroy_removed()
         self._rebuild_rotten()
         leaders, self.core.leaders = self.core.leaders, {}
         for group, term in leaders.items():
@@ -197,10 +195,9 @@ class HostDriver:
             if envelope.message.type in LEADER_MESSAGES:
                 self.lifecycle.admit(envelope.group, envelope.message.to_id)
 
-    def _destroy_removed(self) -> None:
+    def _destroy_removed(self, now_ms: int) -> None:
         """Not at once: a member that crashes may wake up without the last commit, in the joint state, and need the
         vote of the removed replica. By then the members have flushed the new configuration."""
-        now_ms = self.environment.clock.boot_ms()
         config = self.environment.config
         linger_ms = 2 * (config.flush_interval_ms + config.election_ms)
         over = [
@@ -232,6 +229,7 @@ class HostDriver:
         with self._whole():
             self.core.tick(now_ms)
             self.flusher.tick(now_ms)
+            self._destroy_removed(now_ms)
         self._schedule_tick()  # counted from now: a late tick is not made up for
         self.schedule_pump()
 

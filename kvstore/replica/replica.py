@@ -83,6 +83,15 @@ class Replica:
         """Node id of the leader, as far as this replica knows."""
         return None if self.failed else self.node_of.get(self.raw.leader_id)
 
+    @property
+    def role_name(self) -> str:
+        """failed, learner, or the Raft role: for people and metrics."""
+        if self.failed:
+            return "failed"
+        if self.replica_id in self.raw.conf_state.learners:
+            return "learner"
+        return self.raw.role.name.lower()
+
     def status(self) -> Status:
         return self.raw.status()
 
@@ -139,7 +148,7 @@ class Replica:
             reply=reply,
             deadline_ms=self._deadline(frame.timeout_ms),
             write=DecodedWrite(write=write, operations=operations),
-            size=len(bytes(frame.operations)) + 64,
+            size=memoryview(frame.operations).nbytes + 64,
         )
         if not self.proposals.stage(request):
             self.environment.metrics.proposals_dropped += len(operations)
@@ -181,16 +190,23 @@ class Replica:
         if self.failed or not self.is_leader or state is None:
             return self._refuse_here(frame_id)
         if state.check_keys(version, operations) is not None:
-            route = self.route()
-            return refusal(frame_id, Code.STALE_ROUTE, stamp=state.stamp, routes=(route,) if route else ())
+            return self._refuse_route(frame_id)
         return None
 
     def _refuse_here(self, frame_id: int) -> Refused:
         """The refusal of a replica that does not lead, with its best hint, or that was stopped."""
         if self.failed:
             return refusal(frame_id, Code.UNAVAILABLE, f"this replica was stopped: {self.failed}")
+        return refusal(frame_id, Code.NOT_LEADER, routes=self._hint())
+
+    def _refuse_route(self, frame_id: int) -> Refused:
+        """The refusal of a frame whose epoch or keys are not this shard's."""
+        stamp = self.state.stamp if self.state is not None else 0
+        return refusal(frame_id, Code.STALE_ROUTE, stamp=stamp, routes=self._hint())
+
+    def _hint(self) -> tuple[Route, ...]:
         route = self.route()
-        return refusal(frame_id, Code.NOT_LEADER, routes=(route,) if route else ())
+        return () if route is None else (route,)
 
     def stamp_now(self) -> int:
         """The stamp that an entry proposed now would get; what a client counts `issued_at` from."""
@@ -240,8 +256,7 @@ class Replica:
         if request.reply is None:
             return
         if state is None or state.check_keys(request.version, request.operations) is not None:
-            route = self.route()
-            request.answer(refusal(request.frame_id, Code.STALE_ROUTE, routes=(route,) if route else ()))
+            request.answer(self._refuse_route(request.frame_id))
             return
         metrics = self.environment.metrics
         if request.max_staleness_ms == LINEARIZABLE:

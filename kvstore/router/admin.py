@@ -107,7 +107,7 @@ class NodeAdmin:
         return {
             "id": replica.group,
             "replica_id": replica.replica_id,
-            "role": "failed" if replica.failed else self._role(replica),
+            "role": replica.role_name.replace("_", "-"),
             "problem": replica.failed,
             "term": raw.term,
             "leader": leader.name if leader else None,
@@ -118,11 +118,6 @@ class NodeAdmin:
             "damaged": replica.healing.damaged,
             "revision": replica.state.revision if replica.state else 0,
         }
-
-    def _role(self, replica: Replica) -> str:
-        if replica.replica_id in replica.raw.conf_state.learners:
-            return "learner"
-        return replica.raw.role.name.lower().replace("_", "-")
 
     async def members(self) -> list[dict[str, Any]]:
         coordinator = self.coordinator
