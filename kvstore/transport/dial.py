@@ -18,7 +18,11 @@ from kvstore.transport.hello import HelloError, Identity, Purpose, greet_as_dial
 from kvstore.transport.protocol import PeerHello
 from kvstore.transport.settings import TransportSettings
 
-PATHS = {Purpose.RAFT: "/v1/peer/raft", Purpose.SNAPSHOT: "/v1/peer/snapshot"}
+PATHS = {
+    Purpose.RAFT: "/v1/peer/raft",
+    Purpose.SNAPSHOT: "/v1/peer/snapshot",
+    Purpose.GOSSIP: "/v1/peer/gossip",
+}
 _UNACKNOWLEDGED_MS_MAX = 10_000  # then the kernel gives up what is still to be sent; a close would linger for minutes
 
 

@@ -44,6 +44,7 @@ _REASON_BYTES_MAX = 123  # a close frame holds 125 bytes, two of them are the co
 class Purpose(StrEnum):
     RAFT = "raft"
     SNAPSHOT = "snapshot"
+    GOSSIP = "gossip"
 
 
 class Fault(IntEnum):
@@ -60,6 +61,7 @@ class Fault(IntEnum):
     BUSY = 4009  # too many connections
     REPLACED = 4010  # the same node has connected anew
     LEAVING = 4011  # the node stops, or no longer counts the peer as one
+    DUPLICATE_NAME = 4012  # two nodes have one name
 
 
 class HelloError(Exception):
@@ -80,6 +82,7 @@ class Identity:
     node: str
     name: str
     boot: str
+    address: str = ""  # HOST:PORT, for those who have to find this node when something is wrong
 
 
 class _Version(msgspec.Struct, array_like=True):
@@ -95,6 +98,7 @@ class _Greeting(msgspec.Struct, array_like=True):
     boot: str
     purpose: Purpose
     nonce: bytes
+    address: str = ""  # fields are only added here, with a default: older nodes skip them
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -104,7 +108,17 @@ _decode_greeting = msgspec.msgpack.Decoder(_Greeting).decode
 
 def encode_greeting(hello: PeerHello, purpose: Purpose, nonce: bytes) -> bytes:
     return _encode(
-        _Greeting(hello.protocol, hello.cluster, hello.node, hello.to_node, hello.name, hello.boot, purpose, nonce)
+        _Greeting(
+            hello.protocol,
+            hello.cluster,
+            hello.node,
+            hello.to_node,
+            hello.name,
+            hello.boot,
+            purpose,
+            nonce,
+            hello.address,
+        )
     )
 
 
@@ -128,6 +142,7 @@ def decode_greeting(data: bytes) -> tuple[PeerHello, Purpose]:
         name=greeting.name,
         boot=greeting.boot,
         protocol=greeting.protocol,
+        address=greeting.address,
     )
     return hello, greeting.purpose
 
@@ -138,6 +153,9 @@ def check_hello(hello: PeerHello, identity: Identity, *, expected: str) -> None:
         raise HelloError(Fault.CLUSTER_MISMATCH, "the two nodes belong to different clusters")
     if hello.node == identity.node:
         raise HelloError(Fault.OWN_NODE, "both ends have the same node id")
+    if hello.name == identity.name:
+        # Both addresses, as each side logs its own fault with what the other one tells.
+        raise HelloError(Fault.DUPLICATE_NAME, f"{hello.name} is at {identity.address} and at {hello.address}"[:100])
     if expected and hello.node != expected:
         raise HelloError(Fault.NODE_MISMATCH, f"expected node {expected}, found {hello.node}"[:100])
     if hello.to_node and hello.to_node != identity.node:
@@ -240,6 +258,7 @@ def _hello(identity: Identity, *, to_node: str) -> PeerHello:
         name=identity.name,
         boot=identity.boot,
         protocol=PEER_PROTOCOL,
+        address=identity.address,
     )
 
 

@@ -33,6 +33,7 @@ class PeerHello:
     name: str
     boot: str
     protocol: int
+    address: str = ""  # HOST:PORT of the sender, by its own account
 
 
 class PeerHandler(Protocol):

@@ -48,6 +48,7 @@ NONCE = bytes(range(32))
         (replace(HELLO, to_node=IDS["n2"]), IDS["n1"], None),
         (replace(HELLO, cluster="other"), "", Fault.CLUSTER_MISMATCH),
         (replace(HELLO, node=IDS["n2"]), "", Fault.OWN_NODE),
+        (replace(HELLO, name="n2"), "", Fault.DUPLICATE_NAME),
         (HELLO, IDS["n3"], Fault.NODE_MISMATCH),
         (replace(HELLO, to_node=IDS["n3"]), "", Fault.NODE_MISMATCH),
     ],
@@ -127,6 +128,7 @@ async def until_logged(caplog: pytest.LogCaptureFixture, condition: Callable[[st
         (Node("n2", node=IDS["n3"]), "NODE_MISMATCH"),
         (Node("n2", secrets=(b"another",)), "SECRET_MISMATCH"),
         (Node("n2", secrets=()), "SECRET_MISMATCH"),
+        (Node("n1", node=IDS["n2"]), "DUPLICATE_NAME"),
     ],
 )
 @pytest.mark.parametrize("wrong_dials", [False, True])
@@ -135,7 +137,7 @@ async def test_a_mismatch_is_named_on_both_sides(
 ) -> None:
     """Both directions of the dial: the wrong one listens, or dials itself (then it has the lower id)."""
     right = Node("n1", secrets=(b"secret",))
-    wrong = Node("n2", node=other.node, cluster=other.cluster, secrets=other.secrets)
+    wrong = Node(other.name, node=other.node, cluster=other.cluster, secrets=other.secrets)
     if fault != "SECRET_MISMATCH":
         wrong.secrets = right.secrets
     if wrong_dials:
