@@ -43,7 +43,7 @@ class GossipSettings:
 
     forget_seconds: float = 86_400.0  # after its death or leave
     sweep_seconds: float = 60.0  # between two looks for what is to be forgotten
-    late_seconds: float = 1.0  # a tick this late means that this process slept: nobody else is to blame for that
+    late_seconds: float = 0.25  # a tick this late means that this process slept: nobody else is to blame for that
 
     members_max: int = 4_096  # known at once, this node included
     relays_max: int = 256  # probes on behalf of others under way
