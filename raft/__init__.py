@@ -44,6 +44,11 @@ What the driver must keep:
   answered, and in that term `commit` and `durable_index` have reached R, it is whole: `unbar`. A message that an
   earlier process of such a replica has sent must not be stepped any more (connections carry a boot id): it could
   acknowledge what is lost.
+- A group without work may `sleep`; while `asleep` it need not be ticked. The nodes are watched in its place: when that
+  of its leader is gone or has another process, `leader_gone`; when nothing was heard of it for an election timeout,
+  `leader_silent`; when a leader would have no quorum of the nodes that are heard of, or one of them comes back, `wake`.
+  Who is `absent` from a sleep is not waited for, and is woken so when it comes back. A leader that is stopped while its
+  node goes on: `calls_to_wake`.
 - Refusals (raft.errors) are raised before anything has changed. An AssertionError means a broken invariant: stop.
 
 Who may lose what: a proposal is certain only when the entry at (term, index) is handed out as committed; another term

@@ -46,6 +46,7 @@ class LeaderState:
         "send_due",
         "sleep_acks",
         "sleep_index",
+        "sleep_round",
         "timeout_now_sent",
         "transfer_target",
         "uncommitted",
@@ -65,6 +66,7 @@ class LeaderState:
         self.uncommitted: deque[tuple[int, int]] = deque()  # (last index of a batch, its payload bytes)
         self.uncommitted_bytes = 0
         self.sleep_index = 0  # not 0: a sleep round at this index is under way
+        self.sleep_round = 0  # number of the newest one in this term
         self.sleep_acks: set[int] = set()
         self.absent: frozenset[int] = frozenset()  # members that the sleep round does without
 

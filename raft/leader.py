@@ -32,6 +32,7 @@ def leading(core: Core) -> LeaderState:
 def flush(core: Core) -> None:
     """Put into `core.messages` what is due. Called once a Ready."""
     lead = leading(core)
+    sent_before = len(core.messages)
     if lead.send_due:
         lead.send_due = False
         for peer_id, progress in core.tracker.peers:
@@ -41,6 +42,8 @@ def flush(core: Core) -> None:
     elif lead.beat_due:
         _send_round(core, read_index=None, of_tick=True)
     lead.beat_due = False
+    if len(core.messages) > sent_before:
+        lead.sleep_index = 0  # it wakes whoever has gone to sleep in this round: another round, later
 
 
 def send_appends(core: Core, peer_id: int, progress: Progress) -> None:

@@ -211,7 +211,25 @@ class RawNode:
         return hibernation.start_sleep(self._core, absent)
 
     def wake(self) -> None:
+        """Start the timers of this replica and, if another one leads, of the leader (which may sleep alone)."""
         hibernation.wake(self._core)
+        hibernation.call_leader(self._core)
+
+    def leader_silent(self, leader_id: int) -> bool:
+        """Nothing at all was heard from this leader's node for an election timeout. True when that woke this replica;
+        one that is awake knows by itself."""
+        return hibernation.on_leader_silent(self._core, leader_id)
+
+    def calls_to_wake(self) -> list[Message]:
+        """Of a leader that the driver has stopped for good, while its node goes on: to be sent to the others now and
+        then, who may sleep and would wait for it. They have no effect once another one leads."""
+        core = self._core
+        if core.leading is None:
+            return []
+        return [
+            Message(MessageType.WAKE, to_id=peer_id, from_id=core.id, term=core.term)
+            for peer_id, _ in core.tracker.peers
+        ]
 
     # -- output
 
@@ -361,6 +379,22 @@ class RawNode:
     @property
     def asleep(self) -> bool:
         return self._core.asleep
+
+    @property
+    def campaigns_next(self) -> bool:
+        """The next tick is likely to begin a campaign. A driver of many groups may put that tick off for a while."""
+        core = self._core
+        return (
+            core.leading is None
+            and not core.asleep
+            and core.election_elapsed + 1 >= core.election_timeout
+            and core.can_campaign
+        )
+
+    def has_quorum_without(self, absent: Collection[int]) -> bool:
+        """Whether the other members are a quorum."""
+        tracker = self._core.tracker
+        return tracker.is_quorum(frozenset(voter for voter in tracker.voter_ids if voter not in absent))
 
     @property
     def barred(self) -> bool:

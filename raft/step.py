@@ -34,8 +34,10 @@ def step(core: Core, message: Message) -> None:
     if message.from_id in (NO_REPLICA, core.id):
         raise StepRefused("the message has no sender")
     kind = message.type
+    if kind == MessageType.WAKE and message.term < core.term:
+        return  # of a leader, or to one, whose time is over
     if (core.asleep or core.leading is not None) and kind not in hibernation.QUIET_REPLIES:
-        hibernation.wake(core)
+        hibernation.rouse(core, message.from_id)
     if message.term < core.term:
         _on_old_term(core, message)
         return
@@ -49,7 +51,7 @@ def step(core: Core, message: Message) -> None:
         return
     if kind in FROM_LEADER:
         _on_leader(core, message)
-    else:
+    elif kind != MessageType.WAKE:  # that one has done all that it can
         _on_peer(core, message)
 
 
@@ -126,6 +128,6 @@ def _on_peer(core: Core, message: Message) -> None:
     elif kind == MessageType.HEARTBEAT_REPLY:
         leader.on_heartbeat_reply(core, message, progress)
     elif kind == MessageType.SLEEP_REPLY:
-        hibernation.on_sleep_reply(core, message)
+        hibernation.on_sleep_reply(core, message, progress)
     else:
         raise StepRefused(f"unknown type {kind}")

@@ -33,8 +33,9 @@ class MessageType(IntEnum):
     TIMEOUT_NOW = 10  # leader -> transfer target: campaign at once
     READ_INDEX = 11  # follower -> leader (forwarded read), context is the asker's
     READ_INDEX_REPLY = 12  # index = the read index for context
-    SLEEP = 13  # leader -> peer: nothing is going on at (index, commit); stop the timers
-    SLEEP_REPLY = 14  # reject = true where something is pending here
+    SLEEP = 13  # leader -> peer: nothing is going on at (index, commit); stop the timers; context = the sleep round
+    SLEEP_REPLY = 14  # echoes context; reject = true where something is pending here
+    WAKE = 15  # member -> leader: I am awake, so be you; or a leader that was stopped -> member: do not count on me
 
 
 @dataclass(slots=True)

@@ -7,7 +7,7 @@ tick 1 20                        twenty ticks
 propose 1 x y                    two entries in one call;  `x*100` is 100 bytes of x
 change 1 v4 l5 r1 u2 [implicit|explicit] | change 1 leave
 read 1 a | lease 1 | transfer 1 2 | forget 1 | gone 2 1 | hasten 2 | unreachable 1 2 | report 1 2 ok|failed
-sleep 1 [absent=3] | wake 1 | unbar 1
+sleep 1 [absent=3] | wake 1 | silent 2 1 | unbar 1
 ready 1 | persist 1 | apply 1    one step each;  process 1 = all of them until nothing is left
 deliver [to=2] [from=1] [type=APPEND] [max=1] [reverse] [twice] [keep] | drop (the same)
 stabilize [1 2 3]                process and deliver among these (default: all) until nothing is left
@@ -153,6 +153,9 @@ class Environment:
 
     def on_wake(self, arguments: list[str], options: dict[str, str]) -> None:
         self._member(arguments).node.wake()
+
+    def on_silent(self, arguments: list[str], options: dict[str, str]) -> list[str]:
+        return ["woken" if self._member(arguments).node.leader_silent(int(arguments[1])) else "no matter"]
 
     def on_unbar(self, arguments: list[str], options: dict[str, str]) -> None:
         self._member(arguments).node.unbar()

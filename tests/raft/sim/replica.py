@@ -197,7 +197,10 @@ class Replica:
             gone = under != self.asleep_under or cut or not leader.node.asleep
         if gone and world.rng.random() < 0.3:
             world.note(self, "wake")
-            node.wake()
+            if world.rng.random() < 0.5:
+                node.leader_silent(node.leader_id)
+            else:
+                node.wake()
             self.turn_over()
 
     # -- turns
