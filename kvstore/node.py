@@ -137,10 +137,9 @@ class Node:
         stores = self._open_stores()
         self._identity = identity = self._load_identity(stores)
         environment = self._make_environment(stores, identity)
-        peers = PeerClient(secret=self.config.cluster_secret, clock=self.clock)
+        peers = PeerClient(secrets=self.config.cluster_secrets, clock=self.clock)
         self._exits.push_async_callback(peers.close)
-        secrets = () if self.config.cluster_secret is None else (self.config.cluster_secret,)
-        transport = WebSocketTransport(secrets=secrets, rng=random.Random(self.rng.getrandbits(64)))
+        transport = WebSocketTransport(secrets=self.config.cluster_secrets, rng=random.Random(self.rng.getrandbits(64)))
         self._host = host = HostDriver(environment, on_fatal=self._on_fatal)
 
         listener = self._listener or bind(self.config)

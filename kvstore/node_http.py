@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 from aiohttp import web
@@ -75,9 +75,14 @@ class NodeHttp:
         self._clock = clock
         self._metrics = metrics
         self._founding_state = founding_state
+        self._secrets = config.cluster_secrets
         self._runners: list[web.AppRunner] = []  # the last one serves
         self._admin: NodeAdmin | None = None
         self._refusal_told_ms = -REFUSAL_TOLD_MS
+
+    def set_secrets(self, secrets: Sequence[bytes]) -> None:
+        """What other nodes' requests may be signed with from now on."""
+        self._secrets = tuple(secrets)
 
     async def serve_founding(self) -> None:
         """Tell other founders who this node is."""
@@ -158,7 +163,7 @@ class NodeHttp:
         now_ms = self._clock.wall_ms()
         value = request.headers.get(AUTH_HEADER, "")
         try:
-            check_signature(self._config.cluster_secret, value, now_ms=now_ms, path=path, body=body)
+            check_signature(self._secrets, value, now_ms=now_ms, path=path, body=body)
         except Unauthenticated as error:
             if now_ms - self._refusal_told_ms >= REFUSAL_TOLD_MS:  # a node that waits for its cluster asks all the time
                 self._refusal_told_ms = now_ms

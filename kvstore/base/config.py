@@ -36,7 +36,7 @@ class NodeConfig:
     initial_cluster: Mapping[str, str] = field(default_factory=dict)  # name -> address, this node included
     join: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
-    cluster_secret: bytes | None = None
+    cluster_secrets: tuple[bytes, ...] = ()  # the first one signs; each is accepted, so that it can be changed
     insecure: bool = False  # listen beyond loopback without a secret
     read_mode: ReadMode = ReadMode.INDEX
     tick_ms: int = 50
@@ -47,6 +47,7 @@ class NodeConfig:
     reserve_bytes: int = DISK_RESERVE_BYTES  # a file given up on a full disk; 0 = none
     flush_interval_ms: int = 5_000
     start_timeout_ms: int = 60_000  # how long founding and joining may take before the node gives up
+    gossip_ms: int = 1_000  # one member is probed each; the other times of gossip follow from it
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -65,6 +66,10 @@ class NodeConfig:
             raise StartRefused("--initial-cluster names one address twice")
         if not 0 < self.tick_ms <= self.heartbeat_ms <= self.election_ms // 4:
             raise StartRefused("times must satisfy 0 < tick <= heartbeat <= election / 4")
+        if len(self.cluster_secrets) > 2:
+            raise StartRefused("two cluster secrets at most: the new one and the old one")
+        if not 20 <= self.gossip_ms <= 60_000:
+            raise StartRefused("--gossip-ms must be 20 to 60000")
         if not 0 < self.value_bytes_max <= 3 * VALUE_BYTES_MAX:
             raise StartRefused(f"--max-value-bytes must be 1 to {3 * VALUE_BYTES_MAX}")
 

@@ -32,6 +32,7 @@ class ServeSettings:
     config: NodeConfig
     log_format: str
     log_level: str
+    secret_file: Path | None = None  # to be read again when the secret is changed
 
 
 def _text(raw: Any) -> str:
@@ -99,18 +100,22 @@ def _read_mode(raw: Any) -> ReadMode:
     return ReadMode(_choice(*ReadMode)(raw))
 
 
-def _secret(raw: Any) -> bytes:
-    path = Path(_text(raw)).expanduser()
+def read_secrets(path: Path) -> tuple[bytes, ...]:
+    """One secret, or two in two lines while it is changed. Raises ValueError."""
     try:
-        secret = path.read_bytes().strip()
+        lines = [line.strip() for line in path.read_bytes().split(b"\n")]
     except OSError as error:
         raise ValueError(f"can't read {path}: {error.strerror}") from None
-    if len(secret) < SECRET_BYTES_MIN:
+    secrets = tuple(line for line in lines if line) or (b"",)
+    if len(secrets) > 2:
+        raise ValueError(f"{path} has {len(secrets)} lines: it holds one secret, or the new and the old one")
+    shortest = min(map(len, secrets))
+    if shortest < SECRET_BYTES_MIN:
         raise ValueError(
-            f"{path} holds {len(secret)} bytes, a secret needs {SECRET_BYTES_MIN} or more "
+            f"{path} holds a secret of {shortest} bytes, which needs {SECRET_BYTES_MIN} or more "
             "(make one: head -c 32 /dev/urandom | base64 > FILE)"
         )
-    return secret
+    return secrets
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +146,8 @@ SETTINGS = (
             "The founding nodes, the same list on each. Only an empty data directory looks at it."),
     Setting("join", "join", _addresses, "HOST:PORT,...", "Any members of the cluster to join (for every later node)."),
     Setting("labels", "labels", _names, "zone=a,host=b", "Where the node stands, for the spread of replicas."),
-    Setting("cluster-secret-file", "cluster_secret", _secret, "FILE",
-            "Holds the secret that all nodes of the cluster share. Needed beyond loopback."),
+    Setting("cluster-secret-file", "cluster_secrets", lambda raw: read_secrets(_path(raw)), "FILE",
+            "Holds the secret that all nodes share, or two lines while it is changed. Needed beyond loopback."),
     Setting("insecure", "insecure", _switch, "",
             "Listen beyond loopback without a secret; anyone there may do anything."),
     Setting("read-mode", "read_mode", _read_mode, "index|lease",
@@ -157,6 +162,8 @@ SETTINGS = (
     Setting("reserve-bytes", "reserve_bytes", _number, "BYTES",
             "Disk space kept for compaction when the disk is full; 0 = none. [256 MiB]"),
     Setting("start-timeout-ms", "start_timeout_ms", _number, "MS", "When founding or joining gives up. [60000]"),
+    Setting("gossip-ms", "gossip_ms", _number, "MS",
+            "How often a node looks after another one; other times of gossip follow. [1000]"),
     Setting("log-format", "log_format", _choice(*LOG_FORMATS), "text|json", "Form of the log lines on stderr. [text]"),
     Setting("log-level", "log_level", _choice(*LOG_LEVELS), "LEVEL", "debug, info, warning or error. [info]"),
 )  # fmt: skip
@@ -188,6 +195,7 @@ def resolve(*, flags: Mapping[str, Any], variables: Mapping[str, str], config_fi
         config_file = Path(variables["KVSTORE_CONFIG"])
     from_file = read_file(config_file) if config_file else {}
     chosen: dict[str, Any] = {}
+    secret_file: Path | None = None
     for setting in SETTINGS:
         if flags.get(setting.name) is not None:
             raw, source = flags[setting.name], setting.flag
@@ -201,6 +209,8 @@ def resolve(*, flags: Mapping[str, Any], variables: Mapping[str, str], config_fi
             chosen[setting.field] = setting.parse(raw)
         except ValueError as error:
             raise StartRefused(f"{source}: {error}") from None
+        if setting.field == "cluster_secrets":
+            secret_file = _path(raw)
     for name in ("name", "data"):
         if name not in chosen:
             raise StartRefused(f"--{name} is missing (or KVSTORE_{name.upper()}, or {name} in the --config file)")
@@ -208,7 +218,7 @@ def resolve(*, flags: Mapping[str, Any], variables: Mapping[str, str], config_fi
     _fill_advertise(chosen)
     config = NodeConfig(**chosen)
     _refuse_open_door(config)
-    return ServeSettings(config=config, log_format=log_format, log_level=log_level)
+    return ServeSettings(config=config, log_format=log_format, log_level=log_level, secret_file=secret_file)
 
 
 def _fill_advertise(chosen: dict[str, Any]) -> None:
@@ -233,7 +243,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _refuse_open_door(config: NodeConfig) -> None:
-    if config.cluster_secret is not None or config.insecure:
+    if config.cluster_secrets or config.insecure:
         return
     host, _ = split_address(config.listen)
     if not is_loopback(host):

@@ -12,7 +12,7 @@ import base64
 import hashlib
 import hmac
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import aiohttp
@@ -43,9 +43,9 @@ def sign(secret: bytes, *, stamp_ms: int, path: str, body: bytes) -> str:
     return f"{stamp_ms}.{mac.hexdigest()}"
 
 
-def check_signature(secret: bytes | None, value: str, *, now_ms: int, path: str, body: bytes) -> None:
-    """Raises Unauthenticated."""
-    if secret is None:
+def check_signature(secrets: Sequence[bytes], value: str, *, now_ms: int, path: str, body: bytes) -> None:
+    """With any of the secrets; without one everything passes. Raises Unauthenticated."""
+    if not secrets:
         return
     shape = _SIGNATURE.fullmatch(value)
     stamp = 0 if shape is None else int(shape.group(1))
@@ -53,17 +53,22 @@ def check_signature(secret: bytes | None, value: str, *, now_ms: int, path: str,
         raise Unauthenticated(
             "not signed with the cluster secret, or too old; check --cluster-secret-file and the clocks"
         )
-    if not hmac.compare_digest(value, sign(secret, stamp_ms=stamp, path=path, body=body)):
+    signed = [sign(secret, stamp_ms=stamp, path=path, body=body) for secret in secrets]
+    if not any([hmac.compare_digest(value, one) for one in signed]):
         raise Unauthenticated("signed with another cluster secret; check --cluster-secret-file")
 
 
 class PeerClient:
     """Asks other nodes. Raises Unavailable when there is no answer, and the KVError that the other side answered."""
 
-    def __init__(self, *, secret: bytes | None, clock: Clock) -> None:
-        self._secret = secret
+    def __init__(self, *, secrets: Sequence[bytes], clock: Clock) -> None:
+        self._secrets = tuple(secrets)
         self._clock = clock
         self._session: aiohttp.ClientSession | None = None
+
+    def set_secrets(self, secrets: Sequence[bytes]) -> None:
+        """The first one signs from now on."""
+        self._secrets = tuple(secrets)
 
     async def founding(self, address: str) -> FoundingState:
         answer = await self._request(address, "GET", FOUNDING_PATH, b"", seconds=ASK_SECONDS)
@@ -98,8 +103,8 @@ class PeerClient:
         if self._session is None:
             self._session = aiohttp.ClientSession(auto_decompress=False)
         headers = {"Accept": "application/json", "Content-Type": "application/json"}
-        if self._secret is not None:
-            headers[AUTH_HEADER] = sign(self._secret, stamp_ms=self._clock.wall_ms(), path=path, body=body)
+        if self._secrets:
+            headers[AUTH_HEADER] = sign(self._secrets[0], stamp_ms=self._clock.wall_ms(), path=path, body=body)
         try:
             async with self._session.request(
                 method,

@@ -75,6 +75,7 @@ def test_everything_from_a_file(tmp_path: Path) -> None:
         map-bytes = 1073741824
         reserve-bytes = 0
         start-timeout-ms = 5000
+        gossip-ms = 200
         log-format = "json"
         log-level = "debug"
         [initial-cluster]
@@ -90,7 +91,7 @@ def test_everything_from_a_file(tmp_path: Path) -> None:
             advertise="10.0.0.2:7002",
             initial_cluster={"n1": "10.0.0.1:7001", "n2": "10.0.0.2:7002"},
             labels={"zone": "a", "host": "b"},
-            cluster_secret=b"0123456789abcdef",
+            cluster_secrets=(b"0123456789abcdef",),
             read_mode=ReadMode.LEASE,
             value_bytes_max=4096,
             tick_ms=20,
@@ -100,9 +101,11 @@ def test_everything_from_a_file(tmp_path: Path) -> None:
             map_bytes=1 << 30,
             reserve_bytes=0,
             start_timeout_ms=5000,
+            gossip_ms=200,
         ),
         log_format="json",
         log_level="debug",
+        secret_file=secret,
     )
 
 
@@ -179,11 +182,39 @@ def test_beyond_loopback_with_a_secret_or_insecure(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_bytes(b"short")
     flags = BASE | {"listen": "10.0.0.1:7001", "cluster-secret-file": str(secret)}
-    with pytest.raises(StartRefused, match="holds 5 bytes, a secret needs 16"):
+    with pytest.raises(StartRefused, match="a secret of 5 bytes, which needs 16"):
         settings(tmp_path, flags=flags)
     secret.write_bytes(b"long enough a secret")
-    assert settings(tmp_path, flags=flags).config.cluster_secret == b"long enough a secret"
+    assert settings(tmp_path, flags=flags).config.cluster_secrets == (b"long enough a secret",)
     assert settings(tmp_path, flags=BASE | {"listen": "10.0.0.1:7001", "insecure": True}).config.insecure
+
+
+@pytest.mark.parametrize(
+    ("content", "secrets"),
+    [
+        (b"a secret of some bytes", (b"a secret of some bytes",)),
+        (
+            b"\n  the new secret of mine \r\n\nthe old secret of mine\n",
+            (b"the new secret of mine", b"the old secret of mine"),
+        ),
+        (b"", "a secret of 0 bytes"),
+        (b"long enough a secret\nshort", "a secret of 5 bytes"),
+        (b"long enough a secret\n" * 3, "has 3 lines"),
+    ],
+)
+def test_a_secret_file_has_one_line_or_two_while_it_is_changed(
+    tmp_path: Path, content: bytes, secrets: tuple[bytes, ...] | str
+) -> None:
+    file = tmp_path / "secret"
+    file.write_bytes(content)
+    flags = BASE | {"cluster-secret-file": str(file)}
+    if isinstance(secrets, str):
+        with pytest.raises(StartRefused, match=secrets):
+            settings(tmp_path, flags=flags)
+        return
+    found = settings(tmp_path, flags=flags)
+    assert found.config.cluster_secrets == secrets
+    assert found.secret_file == file
 
 
 def test_who_listens_everywhere_advertises_what_the_founders_list_says(tmp_path: Path) -> None:

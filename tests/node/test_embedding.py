@@ -123,7 +123,7 @@ def test_fixture_comes_with_the_package(tmp_path: Path) -> None:
 
 
 async def test_cluster_with_a_secret_works_and_grows() -> None:
-    async with running(nodes=1, cluster_secret=b"s" * 32) as (cluster, http):
+    async with running(nodes=1, cluster_secrets=(b"s" * 32,)) as (cluster, http):
         await cluster.add("n2")
 
         async def grown() -> bool:
@@ -135,13 +135,13 @@ async def test_cluster_with_a_secret_works_and_grows() -> None:
             assert response.status == 200
 
 
-@pytest.mark.parametrize("secret", [None, b"t" * 32])
+@pytest.mark.parametrize("secrets", [(), (b"t" * 32,)])
 async def test_other_secret_is_refused_and_named_on_both_sides(
-    secret: bytes | None, caplog: pytest.LogCaptureFixture
+    secrets: tuple[bytes, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
-    settings: dict[str, Any] = {"cluster_secret": b"s" * 32, "start_timeout_ms": 1_500}
+    settings: dict[str, Any] = {"cluster_secrets": (b"s" * 32,), "start_timeout_ms": 1_500}
     async with LocalCluster(nodes=1, **FAST, **settings) as cluster:
-        cluster._settings["cluster_secret"] = secret
+        cluster._settings["cluster_secrets"] = secrets
         with pytest.raises(StartRefused, match="cluster secret"):
             await cluster.add("n2")
         told = [record.getMessage() for record in caplog.records if "is refused" in record.getMessage()]

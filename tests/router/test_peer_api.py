@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from kvstore.base.errors import Unauthenticated
@@ -14,9 +16,9 @@ BODY = b'{"operation": "x"}'
 
 
 def check(
-    value: str, *, secret: bytes | None = SECRET, now_ms: int = NOW, path: str = PATH, body: bytes = BODY
+    value: str, *, secrets: Sequence[bytes] = (SECRET,), now_ms: int = NOW, path: str = PATH, body: bytes = BODY
 ) -> None:
-    check_signature(secret, value, now_ms=now_ms, path=path, body=body)
+    check_signature(secrets, value, now_ms=now_ms, path=path, body=body)
 
 
 SIGNED = sign(SECRET, stamp_ms=NOW, path=PATH, body=BODY)
@@ -28,7 +30,13 @@ def test_signed_with_the_secret_and_recent_is_taken(skew_ms: int) -> None:
 
 
 def test_without_a_secret_nothing_is_asked() -> None:
-    check("", secret=None)
+    check("", secrets=())
+
+
+@pytest.mark.parametrize("secrets", [(SECRET, b"t" * 32), (b"t" * 32, SECRET)])
+def test_while_the_secret_is_changed_both_are_taken(secrets: Sequence[bytes]) -> None:
+    check(SIGNED, secrets=secrets)
+    check(sign(b"t" * 32, stamp_ms=NOW, path=PATH, body=BODY), secrets=secrets)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +49,7 @@ def test_without_a_secret_nothing_is_asked() -> None:
         (f"{NOW}.", {}),
         (f"{NOW}.{'0' * 64}", {}),
         (f"{NOW}.\u00e9", {}),
-        (SIGNED, {"secret": b"t" * 32}),
+        (SIGNED, {"secrets": (b"t" * 32, b"u" * 32)}),
         (SIGNED, {"path": "/v1/peer/founding"}),
         (SIGNED, {"body": BODY + b" "}),
         (SIGNED, {"now_ms": NOW + AUTH_AGE_MS_MAX + 1}),
