@@ -20,6 +20,7 @@ class GossipSettings:
 
     probe_seconds: float = 1.0  # one member is probed each; times health + 1
     probe_timeout_seconds: float = 0.5  # until others are asked to probe, too; times health + 1
+    ping_again_seconds: float = 0.25  # between pings until an ack comes; see probe.py. Times health + 1
     indirect_probes: int = 3  # SWIM's k
     nack_share: float = 0.8  # of the timeout; a relay says by then that it got no answer (Lifeguard 4.1)
     health_max: int = 8  # awareness lies in [0, this)
@@ -53,6 +54,7 @@ class GossipSettings:
 
     def __post_init__(self) -> None:
         assert 0 < self.probe_timeout_seconds < self.probe_seconds
+        assert self.ping_again_seconds >= 0.05, "pings of one probe are bounded by this"
         assert self.probe_timeout_seconds * (1 + self.nack_share) < self.probe_seconds, "a nack would come too late"
         assert 0 < self.gossip_seconds <= self.probe_seconds
         assert self.health_max >= 1
