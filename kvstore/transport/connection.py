@@ -50,6 +50,7 @@ class LinkStats:
     bytes_sent: int = 0
     bytes_received: int = 0
     frames_refused: int = 0  # malformed ones; each ended its connection
+    heard: int = 0  # WebSocket messages: whole frames, parts of large ones, beats
 
 
 class PeerConnection:
@@ -180,6 +181,7 @@ class PeerConnection:
         while True:
             message = await receive()
             self._heard = True
+            self._stats.heard += 1
             if not self._open:
                 return
             if message.type is not WSMsgType.BINARY:

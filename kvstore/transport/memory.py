@@ -162,10 +162,12 @@ class _End:
 
 
 class _Peer:
-    __slots__ = ("address", "backoff", "end", "node", "timer")
+    __slots__ = ("address", "backoff", "beats", "end", "frames", "node", "timer")
 
     def __init__(self, node: str, backoff: Backoff) -> None:
         self.node = node
+        self.frames = 0  # received
+        self.beats = 0  # those that have come, as far as anybody has asked
         self.address: str | None = None
         self.end: _End | None = None
         self.timer: asyncio.TimerHandle | None = None
@@ -231,6 +233,15 @@ class MemoryTransport:
         peer = self._peers.get(node)
         return peer is not None and peer.end is not None
 
+    def heard(self, node: str) -> int:
+        """Beats are not sent, only counted when somebody asks: a timer would keep an idle world from standing still."""
+        peer = self._peers.get(node)
+        if peer is None:
+            return 0
+        if peer.end is not None and not self.network.is_cut(node, self.node):
+            peer.beats = int(asyncio.get_running_loop().time() / self.network.settings.beat_seconds)
+        return peer.frames + peer.beats
+
     async def close(self) -> None:
         self.kill()
         tasks = list(self._installs)
@@ -257,6 +268,8 @@ class MemoryTransport:
         if self._handler is None or self._closed:
             return
         whole = decode(frame)
+        if (peer := self._peers.get(end.peer_node)) is not None:
+            peer.frames += 1
         if whole.messages:
             self._handler.on_messages(end.peer_node, whole.messages)
         for removed in whole.removed:

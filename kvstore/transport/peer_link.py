@@ -146,6 +146,10 @@ class WebSocketTransport:
         peer = self._peers.get(node)
         return peer is not None and peer.connection is not None and peer.connection.open
 
+    def heard(self, node: str) -> int:
+        peer = self._peers.get(node)
+        return 0 if peer is None else peer.stats.heard
+
     def stats(self) -> dict[str, LinkStats]:
         """Per node id; live objects, for reading only."""
         return {node: peer.stats for node, peer in self._peers.items()}

@@ -68,6 +68,10 @@ class PeerTransport(Protocol):
 
     def send_removed(self, node: str, group: int, replica_id: int) -> None: ...
     def connected(self, node: str) -> bool: ...
+    def heard(self, node: str) -> int:
+        """A number that grows with whatever comes from the node; between two that are connected something comes each
+        `beat_seconds` or two. To be looked at now and then: as long as it grows, the node is there."""
+
     async def send_snapshot(
         self, node: str, header: bytes, read_chunk: Callable[[int], Awaitable[bytes | None]]
     ) -> None:

@@ -27,8 +27,8 @@ class TransportSettings:
     backoff_seconds_min: float = 0.02
     backoff_seconds_max: float = 0.25  # two survivors of a restart must not wait longer for each other than an election
     steady_seconds: float = 1.0  # a connection that lived that long is tried again without a pause
-    beat_seconds: float = 1.0  # something is sent at least so often
-    silent_beats_max: int = 4  # so many beats without a byte received, and the connection is given up
+    beat_seconds: float = 0.25  # something is sent at least each second time, for whom sleeping groups are watched by
+    silent_beats_max: int = 16  # so many beats without a byte received, and the connection is given up
     farewell_seconds_max: float = 0.5  # how long a close waits for the peer's answer
 
     queue_bytes_max: int = PEER_QUEUE_BYTES_MAX

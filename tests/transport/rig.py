@@ -25,6 +25,7 @@ FAST = TransportSettings(
     backoff_seconds_min=0.005,
     backoff_seconds_max=0.05,
     beat_seconds=0.1,
+    silent_beats_max=4,
     farewell_seconds_max=0.2,
     snapshot_backoff_seconds=0.05,
     snapshot_wait_seconds_max=0.3,

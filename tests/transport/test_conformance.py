@@ -177,6 +177,22 @@ async def test_a_handler_is_never_called_inside_send(world: World) -> None:
     await world.handler("n2").until_event("removed", IDS["n1"], 3, 4)
 
 
+async def test_an_idle_peer_is_heard_of_and_a_dead_one_is_not(world: World) -> None:
+    await world.start_all()
+    assert world.transport("n1").heard("f" * 32) == 0
+    names = list(IDS)
+    for other in names[1:]:
+        before = world.transport("n1").heard(IDS[other])
+        async with asyncio.timeout(20 * FAST.beat_seconds):
+            while world.transport("n1").heard(IDS[other]) < before + 3:  # noqa: ASYNC110  (nothing tells of a beat)
+                await asyncio.sleep(FAST.beat_seconds / 4)
+    await world.kill("n2")
+    await world.handler("n1").until_event("gone", IDS["n2"])
+    last = world.transport("n1").heard(IDS["n2"])
+    await asyncio.sleep(3 * FAST.beat_seconds)
+    assert world.transport("n1").heard(IDS["n2"]) == last
+
+
 async def test_without_a_connection_nothing_is_queued(world: World) -> None:
     await world.start("n1")
     assert not world.transport("n1").send(IDS["n2"], [heartbeat(1)])

@@ -79,7 +79,9 @@ async def test_a_partition_is_silence_and_no_evidence() -> None:
     began = loop.time()
     silent = SETTINGS.beat_seconds * SETTINGS.silent_beats_max
     assert world.nodes[N1].send(N2, [heartbeat(1)])  # nobody knows yet
+    heard = world.nodes[N1].heard(N2)
     await asyncio.sleep(silent + 0.01)
+    assert world.nodes[N1].heard(N2) == heard
     assert not world.nodes[N1].connected(N2)
     assert not world.nodes[N2].connected(N1)
     assert world.nodes[N2].connected(N3)
