@@ -34,7 +34,7 @@ run: $(VENV)/installed
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
-	$(BIN)/mypy raft kvstore
+	$(BIN)/mypy raft kvstore jepsen
 
 test: lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
