@@ -126,7 +126,7 @@ class CounterModel(Model):
         return ("add", operation.input)
 
     def observer(self, operation: Operation) -> bool:
-        return operation.f == "read" or operation.input == 0
+        return operation.f == "read"
 
     def bind(self, operations: Sequence[Operation]) -> Bound:
         useful = [one for one in relevant(self, operations) if one.ret < NEVER or one.input != 0]
