@@ -67,6 +67,7 @@ class HostCore:
         self.strangers: list[tuple[str, GroupMessage]] = []  # for groups without a replica here; bounded
         self.leaders: dict[int, int] = {}  # highest term of a leader that wrote to a replica under installation
         self.curable: list[Replica] = []  # damaged ones that another replica leads now
+        self.leads_anew = False  # what is led here, or its descriptor or term, has changed since the driver looked
 
     def add(self, replica: Replica) -> None:
         assert replica.group not in self.replicas
@@ -214,6 +215,7 @@ class HostCore:
         for replica, ready in effects.readys:
             committed += len(ready.committed)
             replica.apply(ready)
+            self.leads_anew |= replica.leads_anew()
             if replica.raw.has_ready():
                 self.mark(replica)
         if committed:

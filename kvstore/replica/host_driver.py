@@ -46,6 +46,7 @@ class HostDriver:
         self.flusher = Flusher(self.core, environment)
         self.snapshots = Snapshots(self.core, environment, self.lifecycle, self.flusher, self.schedule_pump)
         self.on_fatal = on_fatal
+        self.on_leads_anew: Callable[[], None] = lambda: None  # what is led here has changed
         self._watchers: list[asyncio.Future[None]] = []  # who waits for something that a turn may bring
         self._loop = asyncio.get_running_loop()
         self._pump_scheduled = False
@@ -166,6 +167,9 @@ class HostDriver:
         leaders, self.core.leaders = self.core.leaders, {}
         for group, term in leaders.items():
             self.snapshots.on_leader(group, term)
+        if self.core.leads_anew:
+            self.core.leads_anew = False
+            self.on_leads_anew()
         if self.core.dirty:
             self.schedule_pump()
         self._wake_watchers()

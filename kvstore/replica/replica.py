@@ -19,7 +19,7 @@ from kvstore.base.config import ReadMode
 from kvstore.base.errors import Code, DamagedRecord
 from kvstore.base.limits import DEADLINE_MS_MAX
 from kvstore.base.operations import Delete, DeleteRange, Get, Mutation, ReadOperation, Result
-from kvstore.base.shards import Route, user_bounds
+from kvstore.base.shards import Route, ShardDescriptor, user_bounds
 from kvstore.base.stream import LINEARIZABLE, Mutate, Read, Refused, Results
 from kvstore.replica.environment import Environment
 from kvstore.replica.healing import Healing
@@ -67,6 +67,7 @@ class Replica:
         self.removed_at_ms = 0  # boot clock
         self.installing = False  # a snapshot is being written under it: Raft stands still
         self.leader_changes = 0
+        self._led: tuple[int, ShardDescriptor] | None = None  # as last looked at by `leads_anew`
         self._deposed_at_ms = -1  # when leadership was lost with writes proposed; -1 = not, or they are given up
         if state is not None:
             self._learn_membership()
@@ -77,6 +78,26 @@ class Replica:
     def is_leader(self) -> bool:
         """A replica that was stopped leads nobody, whatever its core, which stands still, believed last."""
         return self.raw.role == Role.LEADER and not self.failed
+
+    @property
+    def leads(self) -> ShardDescriptor | None:
+        """The shard, if it is led from here and everything of earlier terms is applied: what others may rely on."""
+        state = self.state
+        if state is None or not self.is_leader or state.applied_term != self.raw.term:
+            return None
+        return state.descriptor
+
+    def leads_anew(self) -> bool:
+        """Whether that, or its term, is another one than at the last call."""
+        descriptor, led = self.leads, self._led
+        if descriptor is None:
+            self._led = None
+            return led is not None
+        term = self.raw.term
+        if led is not None and led[0] == term and led[1] is descriptor:
+            return False
+        self._led = (term, descriptor)
+        return True
 
     @property
     def leader_node(self) -> str | None:
