@@ -68,8 +68,8 @@ class NodeConfig:
             raise StartRefused("times must satisfy 0 < tick <= heartbeat <= election / 4")
         if len(self.cluster_secrets) > 2:
             raise StartRefused("two cluster secrets at most: the new one and the old one")
-        if not 20 <= self.gossip_ms <= 60_000:
-            raise StartRefused("--gossip-ms must be 20 to 60000")
+        if not 200 <= self.gossip_ms <= 60_000:
+            raise StartRefused("--gossip-ms must be 200 to 60000")
         if not 0 < self.value_bytes_max <= 3 * VALUE_BYTES_MAX:
             raise StartRefused(f"--max-value-bytes must be 1 to {3 * VALUE_BYTES_MAX}")
 

@@ -62,7 +62,7 @@ _ORDINARY = (Fault.NODE_MISMATCH, Fault.OWN_NODE, Fault.LEAVING)
 """An address has passed to another node; a seed's name means this node, too; the peer stops."""
 SETTINGS = TransportSettings(hello_seconds_max=3.0, farewell_seconds_max=0.3)
 
-_Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 64) - 1)]
+_Count = Annotated[int, msgspec.Meta(ge=0)]
 _Boots = Annotated[int, msgspec.Meta(ge=0, le=BOOTS_MAX)]
 _Node = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 
