@@ -124,10 +124,26 @@ _GAUGES: Mapping[str, tuple[str, str]] = {
     "kvstore_memory_bytes": ("kind", "Bytes held by parts of the node: tables, session_answers, staged."),
     "kvstore_members": ("state", "Members of the cluster by whether this node has a connection with them."),
     "kvstore_shards": ("kind", "Shards with a replica here, and those that are led here."),
+    "kvstore_gossip_members": ("state", "Nodes that gossip knows, by what it believes of them; this one included."),
+    "kvstore_gossip_health": ("kind", "score: 0 while this node keeps up with gossip; each step lengthens its probes."),
+    "kvstore_gossip_packets": ("direction", "Datagrams of gossip sent, and received from members."),
+    "kvstore_gossip_bytes": ("direction", "Bytes of their payloads."),
+    "kvstore_gossip_refused": ("reason", "Datagrams and records of gossip that were dropped: forged, replayed, ..."),
+    "kvstore_gossip_send_errors": ("error", "Datagrams that could not be sent, by the system's error."),
+    "kvstore_gossip_events": ("kind", "What happened in gossip: probes, probes_failed, suspicions, refutations, ..."),
     "kvstore_http_connections": ("kind", "Open connections: all, and those that are client streams."),
 }
 
-_CUMULATIVE = frozenset({"kvstore_peer_bytes"})  # read from a source like a gauge, but only ever rising: a counter
+_CUMULATIVE = frozenset(  # read from a source like a gauge, but only ever rising: counters
+    {
+        "kvstore_gossip_bytes",
+        "kvstore_gossip_events",
+        "kvstore_gossip_packets",
+        "kvstore_gossip_refused",
+        "kvstore_gossip_send_errors",
+        "kvstore_peer_bytes",
+    }
+)
 
 GaugeSource = Callable[[], Mapping[str, float]]
 
