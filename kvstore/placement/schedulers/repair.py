@@ -1,0 +1,88 @@
+"""As many replicas as are wanted, none on a node that is lost. Also keeps up the meta group: only its number differs.
+
+Invariant: a node that is merely down keeps its replicas; so does one that is lost while no other node can take over,
+           unless it was removed for good.
+Invariant: applied again and again to its own results it ends: each plan lessens what is missing, surplus or unfinished.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from kvstore.placement.filters import best_target, can_send
+from kvstore.placement.moves import add, promote, remove, replace
+from kvstore.placement.operators import Kind, Plan
+from kvstore.placement.safety import danger, has_quorum
+from kvstore.placement.view import ShardView, View
+
+
+def repair(view: View) -> Iterator[Plan]:
+    """The shards with the fewest voters alive first."""
+    waiting = [view.shards[shard] for shard in view.unwell if shard not in view.running]
+    for shard in sorted(waiting, key=lambda one: (sum(map(view.is_up, one.voters)), one.id)):
+        if not view.has_room():
+            return
+        if view.rests(shard.id) or shard.joint or shard.leader is None or not has_quorum(view, shard.voters):
+            continue
+        plan = _repair_one(view, shard)
+        if plan is not None and danger(view, shard, plan) is None:
+            yield plan
+
+
+def _repair_one(view: View, shard: ShardView) -> Plan | None:
+    wanted = view.wanted(shard)
+    lost = [node for node in shard.voters if view.is_lost(node)]
+    if shard.learners:
+        return _finish(view, shard, missing=wanted - (len(shard.voters) - len(lost)))
+    if len(shard.voters) > wanted:
+        return _shrink(view, shard, wanted)
+    if not lost and len(shard.voters) == wanted:
+        return None
+    target = best_target(view, shard, away=lost[0] if lost else None) if can_send(view, shard) else None
+    if lost:
+        if target is not None:
+            reason = "was removed from the cluster" if view.is_removed(lost[0]) else "is down for too long"
+            why = f"{view.name(lost[0])} {reason}"
+            return replace(view, shard, away=lost[0], to=target.id, kind=Kind.REPAIR, reason=why)
+        if view.is_removed(lost[0]) and len(view.serving()) <= len(shard.voters) - len(lost):
+            why = f"{view.name(lost[0])} was removed from the cluster, and no other node is left"
+            return remove(view, shard, node=lost[0], kind=Kind.REPAIR, reason=why)
+        return None
+    if target is None:
+        return None
+    return add(view, shard, to=target.id, kind=Kind.REPAIR, reason=f"{len(shard.voters)} of {wanted} replicas")
+
+
+def _finish(view: View, shard: ShardView, *, missing: int) -> Plan | None:
+    """A learner without a running plan is an addition that broke off: take it in where it is needed."""
+    for node in sorted(shard.learners):
+        if not view.in_service(node) or missing <= 0:
+            why = "its addition broke off" if view.in_service(node) else "it was being added, and its node is not there"
+            return remove(view, shard, node=node, kind=Kind.REPAIR, reason=why)
+    return promote(view, shard, node=min(shard.learners), kind=Kind.REPAIR, reason="it has no vote yet")
+
+
+def _shrink(view: View, shard: ShardView, wanted: int) -> Plan | None:
+    """One voter less: a lost one, one that is drained, one that crowds a zone, the one on the fullest node; rather a
+    follower than the leader."""
+    shares = view.shares()
+
+    def unwanted(node: str) -> tuple[object, ...]:
+        rest = view.crowding(tuple(one for one in shard.voters if one != node))
+        fullness = len(view.replicas.get(node, ())) / max(shares.get(node, 0.0), 1e-9)
+        return (
+            not view.is_removed(node),
+            not view.is_lost(node),
+            view.in_service(node),
+            rest,
+            node == shard.leader,
+            -fullness,
+            node,
+        )
+
+    reason = f"{len(shard.voters)} replicas where {wanted} are wanted"
+    for node in sorted(shard.voters, key=unwanted):
+        plan = remove(view, shard, node=node, kind=Kind.REPAIR, reason=reason)
+        if plan is not None and danger(view, shard, plan) is None:
+            return plan
+    return None
