@@ -35,6 +35,7 @@ class Environment:
     state_store: StateStore
     addresses: dict[str, NodeAddress] = field(default_factory=dict)  # by node id; only a hint
     disk_full: bool = False
+    stopped: list[int] = field(default_factory=list)  # groups whose replica was stopped, for the host to look at
     perf: Callable[[], float] = lambda: 0.0  # seconds, for latency histograms only
 
     def refuses_writes(self, *, only_deletes: bool) -> Code | None:

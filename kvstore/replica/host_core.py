@@ -8,19 +8,29 @@ message batch for each peer. The driver starts those, then calls `apply`. What m
                                         apply  <-  committed entries, read states
                              dirty  <-  on_durable (acks, the messages that waited for the disk)
 
+A tick goes through the groups that are awake (hibernation), and a turn through those that are dirty: what a group costs
+that has nothing to do is its memory.
+
 Invariant: messages in `Persisted.after` leave only after the log transaction that carries their Ready is durable.
 Invariant: the Readys of a replica become durable in the order in which they were taken (the log thread is first-in,
            first-out, and acks are given in that order).
+Invariant: whatever changes a replica marks it; so after `apply` it is settled who is awake.
+Invariant: campaigns are bounded, by evidence (haste) and by time-out (CAMPAIGNS_PER_TICK): a node that starts with
+           thousands of groups, or loses sight of another one, begins them one after the other.
 Called by: host_driver.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from kvstore.base.config import NodeConfig
 from kvstore.base.errors import DamagedRecord
 from kvstore.replica.environment import Environment
+from kvstore.replica.haste import Campaign, Reason
+from kvstore.replica.hibernation import Hibernation
+from kvstore.replica.liveness import Liveness, Sight
 from kvstore.replica.replica import Replica
 from kvstore.replica.requests import Deadlines
 from kvstore.storage.protocol import LogWrite, ReplicaIdentity
@@ -28,6 +38,10 @@ from kvstore.transport.protocol import GroupMessage
 from raft import AppendAck, Message, MessageType, Ready, Role, StepRefused
 
 LEADER_MESSAGES = (MessageType.APPEND, MessageType.HEARTBEAT, MessageType.SNAPSHOT)
+FOUNDING_TERM = 1
+"""That of a group in which nobody has ever campaigned."""
+CAMPAIGNS_PER_TICK = 32
+"""By time-out, more wait for the next tick: each is a write to the disk on every node, and some 0.3 ms here."""
 
 Outbox = dict[str, list[GroupMessage]]
 """Messages by node id."""
@@ -52,6 +66,7 @@ class Effects:
     snapshots: list[tuple[Replica, Message]] = field(default_factory=list)  # to stream to a peer
     readys: list[tuple[Replica, Ready]] = field(default_factory=list)  # for `apply`
     removed: list[tuple[str, int, int]] = field(default_factory=list)  # (node, group, replica id): REMOVED notices
+    touched: list[Replica] = field(default_factory=list)  # all that were dirty
 
 
 class HostCore:
@@ -67,15 +82,24 @@ class HostCore:
         self.strangers: list[tuple[str, GroupMessage]] = []  # for groups without a replica here; bounded
         self.leaders: dict[int, int] = {}  # highest term of a leader that wrote to a replica under installation
         self.curable: list[Replica] = []  # damaged ones that another replica leads now
+        self.removed: dict[int, Replica] = {}  # no members any more, by group: to be destroyed
+        config = environment.config
+        election_ticks = election_ticks_of(config)
+        self.liveness = Liveness(silent_ticks_max=election_ticks)
+        self.hibernation = Hibernation(self.replicas, self.liveness, election_ticks=election_ticks)
+        self._put_off: dict[int, None] = {}  # groups whose campaign waits for the next tick, in turn
         self.leads_anew = False  # what is led here, or its descriptor or term, has changed since the driver looked
 
     def add(self, replica: Replica) -> None:
         assert replica.group not in self.replicas
         self.replicas[replica.group] = replica
+        self.hibernation.awake[replica.group] = replica
         self.mark(replica)
 
     def remove(self, group: int) -> Replica:
         self.dirty.pop(group, None)
+        self.removed.pop(group, None)
+        self.hibernation.drop(group)
         return self.replicas.pop(group)
 
     def mark(self, replica: Replica) -> None:
@@ -83,16 +107,64 @@ class HostCore:
 
     # -- input -----------------------------------------------------------------------------------------------------
 
-    def tick(self, now_ms: int) -> None:
+    def tick(self, now_ms: int, heard: Callable[[str], int]) -> list[str]:
+        """`heard`: what the transport says of a node. Gives the nodes that are silent from now on."""
         self.environment.metrics.proposals_expired += self.deadlines.sweep(now_ms)
-        for replica in self.replicas.values():
-            try:
-                replica.tick(now_ms)
-            except DamagedRecord as error:
-                replica.rot(error)
+        hibernation = self.hibernation
+        self._settle_stopped()
+        silent = []
+        for node, sight in self.liveness.tick(heard):
+            self._mark_all(hibernation.on_node(node, sight))
+            if sight is Sight.SILENT:
+                silent.append(node)
+        self._mark_all(hibernation.tick())
+        left, waiting = CAMPAIGNS_PER_TICK, self._put_off
+        self._put_off = {}
+        for group in waiting:
+            late = hibernation.awake.get(group)
+            if late is None or not late.raw.campaigns_next:
                 continue
-            if replica.raw.has_ready() or replica.reads.waiting or replica.healing.healed:
+            if left:
+                left -= 1
+                self._tick_one(late, now_ms)
+            else:
+                self._put_off[group] = None
+        for group, replica in hibernation.awake.items():
+            if group in waiting:
+                continue  # a tick late, and back in step from the next one on
+            if replica.raw.campaigns_next:
+                if not left:
+                    self._put_off[group] = None
+                    continue
+                left -= 1
+            self._tick_one(replica, now_ms)
+        return silent
+
+    def _tick_one(self, replica: Replica, now_ms: int) -> None:
+        raw = replica.raw
+        if raw.role == Role.LEADER and self.hibernation.consider(replica):
+            self.mark(replica)
+        try:
+            replica.tick(now_ms)
+        except DamagedRecord as error:
+            replica.rot(error)
+            self.mark(replica)
+            return
+        if raw.has_ready() or replica.reads.waiting or replica.healing.healed:
+            self.mark(replica)
+
+    def _settle_stopped(self) -> None:
+        """Replicas may be stopped by whoever touches them, a read for example."""
+        stopped, self.environment.stopped = self.environment.stopped, []
+        for group in stopped:
+            replica = self.replicas.get(group)
+            if replica is not None and replica.failed:
+                self.hibernation.on_stopped(replica)
                 self.mark(replica)
+
+    def _mark_all(self, replicas: Iterable[Replica]) -> None:
+        for replica in replicas:
+            self.mark(replica)
 
     def on_messages(self, node: str, messages: Iterable[GroupMessage]) -> None:
         for envelope in messages:
@@ -131,24 +203,66 @@ class HostCore:
             return
         self.mark(replica)
 
-    def peer_gone(self, node: str) -> list[Replica]:
-        """Evidence that the process of a node is gone; the replicas that may hasten an election because of it."""
-        hasty = []
-        for replica in self.replicas.values():
-            for replica_id, place in replica.node_of.items():
-                if place == node:
-                    replica.raw.report_unreachable(replica_id)
-                    if replica.raw.leader_gone(replica_id):
-                        hasty.append(replica)
-        return hasty
+    # -- nodes -----------------------------------------------------------------------------------------------------
 
-    def hasten(self, replica: Replica, *, again: bool) -> bool:
-        """Campaign because of evidence; True when the election may come to be without a winner, so that it is worth to
-        look again in a while. `again`: it did."""
-        if self.replicas.get(replica.group) is not replica or replica.failed or replica.installing:
+    def peer_up(self, node: str, boot: str) -> list[tuple[int, int]]:
+        """A connection is open. (group, rank) of those that have lost their leader: its process is another one now."""
+        sight = self.liveness.on_up(node, boot)
+        orphans = self._orphaned_by(node, self.replicas) if sight is Sight.REPLACED else []
+        self._mark_all(self.hibernation.on_node(node, sight))
+        return orphans
+
+    def peer_gone(self, node: str) -> list[tuple[int, int]]:
+        """Evidence that the process of a node is gone. (group, rank) of those that may hasten an election for it."""
+        # It is said again and again; who is led from there and sleeps was woken when it was news.
+        news = self.liveness.on_gone(node)
+        replicas = self.replicas if news else self.hibernation.awake
+        orphans = self._orphaned_by(node, replicas)
+        for replica, other in self.hibernation.members_on(node, replicas):
+            replica.raw.report_unreachable(other)
+            if self.hibernation.wake_without_quorum(replica):
+                self.mark(replica)
+        return orphans
+
+    def founded(self) -> list[int]:
+        """Groups that have just been founded: there is no leader to wait for, and their first voter asks at once."""
+        return [
+            replica.group
+            for replica in self.hibernation.awake.values()
+            if replica.raw.term == FOUNDING_TERM and min(replica.raw.conf_state.voters, default=0) == replica.replica_id
+        ]
+
+    def _orphaned_by(self, node: str, replicas: dict[int, Replica]) -> list[tuple[int, int]]:
+        orphans = []
+        for replica, other in self.hibernation.members_on(node, replicas):
+            if replica.raw.leader_gone(other):
+                orphans.append((replica.group, self._rank(replica, other)))
+                self.mark(replica)
+            elif not replica.raw.asleep and replica.group not in self.hibernation.awake:
+                self.mark(replica)  # woken for all that: a promise to that leader has to run out first
+        return orphans
+
+    def _rank(self, replica: Replica, lost_id: int) -> int:
+        """How many of the voters that are left go first, another one in each group."""
+        conf = replica.raw.conf_state
+        own = replica.replica_id
+        left = [
+            voter
+            for voter in sorted({*conf.voters, *conf.voters_outgoing})
+            if voter == own or (voter != lost_id and self.liveness.is_alive(replica.node_of.get(voter, "")))
+        ]
+        return (left.index(own) - replica.group) % len(left) if own in left else len(left)
+
+    def hasten(self, campaign: Campaign) -> bool:
+        """Campaign because of evidence, or of the beginning of a group; True when it was begun, so that it is worth to
+        look again in a while."""
+        replica = self.replicas.get(campaign.group)
+        if replica is None or replica.failed or replica.installing:
             return False
         raw = replica.raw
-        if again:
+        if campaign.reason == Reason.FOUNDED:
+            campaigns = raw.term == FOUNDING_TERM and raw.campaign()
+        elif campaign.reason == Reason.AGAIN:
             campaigns = raw.role in (Role.CANDIDATE, Role.PRE_CANDIDATE) and raw.campaign()
         else:
             campaigns = raw.hasten()
@@ -171,6 +285,10 @@ class HostCore:
                 continue
             if ready is not None:
                 self._collect(effects, replica, ready)
+        effects.touched = list(dirty.values())
+        calls, self.hibernation.calls = self.hibernation.calls, []
+        for replica, message in calls:
+            add_to(effects.outbox, replica, message)
         effects.removed, self.removed_notices = self.removed_notices, []
         return effects
 
@@ -221,6 +339,16 @@ class HostCore:
         if committed:
             metrics.commits += committed
             metrics.apply_seconds.observe(perf() - began)
+        for replica in effects.touched:
+            self._settle(replica)
+
+    def _settle(self, replica: Replica) -> None:
+        if self.replicas.get(replica.group) is not replica:
+            return
+        if replica.removed:
+            self.removed[replica.group] = replica
+        if self.hibernation.settle(replica):
+            self.mark(replica)
 
     def on_durable(self, persisted: list[Persisted]) -> Outbox:
         """Hand out the acks, and give the messages that waited for them."""
@@ -248,6 +376,11 @@ class HostCore:
             counts[replica.role_name] += 1
             counts["hibernating"] += replica.raw.asleep
         return counts
+
+
+def election_ticks_of(config: NodeConfig) -> int:
+    """The smallest election timeout, as the groups count it."""
+    return max(4, config.election_ms // config.tick_ms)
 
 
 def add_to(outbox: Outbox, replica: Replica, message: Message) -> None:

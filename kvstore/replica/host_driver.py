@@ -19,8 +19,9 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from kvstore.base.errors import Unavailable
 from kvstore.replica.environment import Environment
 from kvstore.replica.flush import Flusher
+from kvstore.replica.haste import CAMPAIGNS_PER_STEP, STEP_MS, Haste
 from kvstore.replica.host_core import LEADER_MESSAGES, HostCore, Outbox, Persisted
-from kvstore.replica.lifecycle import FOUNDING_TERM, Lifecycle
+from kvstore.replica.lifecycle import Lifecycle
 from kvstore.replica.replica import Replica
 from kvstore.replica.requests import Request
 from kvstore.replica.snapshots import Snapshots
@@ -28,11 +29,6 @@ from kvstore.transport.protocol import GroupMessage, PeerTransport
 
 logger = logging.getLogger(__name__)
 
-HASTE_MS_MIN = 20
-HASTE_MS_MAX = 80
-HASTE_AGAIN_MS_MIN = 100  # an election that has a winner takes a few round trips and a write to the disk
-HASTE_AGAIN_MS_MAX = 300
-HASTE_AGAIN_MAX = 2  # after that the election timeout decides, as where there is no evidence
 TRANSFER_SECONDS_MAX = 3.0
 
 
@@ -47,6 +43,8 @@ class HostDriver:
         self.snapshots = Snapshots(self.core, environment, self.lifecycle, self.flusher, self.schedule_pump)
         self.on_fatal = on_fatal
         self.on_leads_anew: Callable[[], None] = lambda: None  # what is led here has changed
+        self._haste = Haste(environment.rng)
+        self._haste_handle: asyncio.TimerHandle | None = None
         self._watchers: list[asyncio.Future[None]] = []  # who waits for something that a turn may bring
         self._loop = asyncio.get_running_loop()
         self._pump_scheduled = False
@@ -100,8 +98,9 @@ class HostDriver:
         """Do nothing any more, from this moment on (a crash, as far as others can tell)."""
         self._closed = True
         self._wake_watchers()
-        if self._tick_handle is not None:
-            self._tick_handle.cancel()
+        for handle in (self._tick_handle, self._haste_handle):
+            if handle is not None:
+                handle.cancel()
 
     async def close(self) -> None:
         """Stop ticking and pumping. Requests that wait are answered. The stores are closed by who opened them."""
@@ -206,7 +205,7 @@ class HostDriver:
         linger_ms = 2 * (config.flush_interval_ms + config.election_ms)
         over = [
             replica
-            for replica in self.core.replicas.values()
+            for replica in self.core.removed.values()
             if replica.removed and not replica.is_leader and now_ms - replica.removed_at_ms >= linger_ms
         ]
         for replica in over:
@@ -230,10 +229,13 @@ class HostDriver:
             return
         self.environment.metrics.loop_stall_seconds.observe(max(0.0, self._loop.time() - self._tick_due))
         now_ms = self.environment.clock.boot_ms()
+        heard = self._transport.heard if self._transport is not None else _nothing_heard
         with self._whole():
-            self.core.tick(now_ms)
+            silent = self.core.tick(now_ms, heard)
             self.flusher.tick(now_ms)
             self._destroy_removed(now_ms)
+        for node in silent:
+            logger.info("nothing is heard from %s", self._name(node))
         self._schedule_tick()  # counted from now: a late tick is not made up for
         self.schedule_pump()
 
@@ -254,37 +256,47 @@ class HostDriver:
         logger.info("connected with %s", self._name(node))
         if self._closed:
             return
-        for replica in self.core.replicas.values():
-            # A cluster that has just been founded has no leader to wait for: its first voter asks at once.
-            if (
-                replica.raw.term == FOUNDING_TERM
-                and not (replica.failed or replica.installing)
-                and min(replica.raw.conf_state.voters, default=0) == replica.replica_id
-            ):
-                replica.raw.campaign()
-                self.mark(replica)
+        with self._whole():
+            orphans = self.core.peer_up(node, boot)
+            founded = self.core.founded()
+        self._haste.on_founded(founded, now=self._loop.time())
+        self._hasten_later(orphans, node)
 
     def on_peer_gone(self, node: str) -> None:
         if self._closed:
             return
         with self._whole():
-            hasty = self.core.peer_gone(node)
-        for replica in hasty:
-            logger.info("group %d: %s, which leads, is gone", replica.group, self._name(node))
-            delay = self.environment.rng.randint(HASTE_MS_MIN, HASTE_MS_MAX) / 1_000
-            self._loop.call_later(delay, self._hasten, replica, 0)
+            orphans = self.core.peer_gone(node)
+        self._hasten_later(orphans, node)
+
+    def _hasten_later(self, orphans: list[tuple[int, int]], node: str) -> None:
+        if orphans:
+            logger.info("%s, which leads %d groups, is gone", self._name(node), len(orphans))
+            self._haste.on_evidence(orphans, now=self._loop.time())
+        self._schedule_haste(0.0)
         self.schedule_pump()
 
-    def _hasten(self, replica: Replica, attempt: int) -> None:
-        """Two survivors that hasten at the same moment split the votes, and each would wait for an election timeout."""
+    def _schedule_haste(self, seconds_min: float) -> None:
+        due = self._haste.next_due
+        if self._haste_handle is not None:
+            self._haste_handle.cancel()
+            self._haste_handle = None
+        if due is not None:
+            self._haste_handle = self._loop.call_at(max(due, self._loop.time() + seconds_min), self._hasten)
+
+    def _hasten(self) -> None:
+        """Begin some of the campaigns that are due."""
         if self._closed:
             return
+        now = self._loop.time()
+        begun = 0
         with self._whole():
-            campaigns = self.core.hasten(replica, again=attempt > 0)
+            while begun < CAMPAIGNS_PER_STEP and (campaign := self._haste.pop_due(now)) is not None:
+                if self.core.hasten(campaign):
+                    begun += 1
+                    self._haste.on_undecided(campaign, now=now)
+        self._schedule_haste(STEP_MS / 1_000)
         self.schedule_pump()
-        if campaigns and attempt < HASTE_AGAIN_MAX:
-            delay = self.environment.rng.randint(HASTE_AGAIN_MS_MIN, HASTE_AGAIN_MS_MAX) / 1_000
-            self._loop.call_later(delay, self._hasten, replica, attempt + 1)
 
     async def on_snapshot(self, node: str, header: bytes, chunks: AsyncIterator[tuple[int, bytes]]) -> None:
         await self.snapshots.receive(node, header, chunks)
@@ -301,6 +313,10 @@ class HostDriver:
     def leads(self, group: int) -> bool:
         replica = self.core.replicas.get(group)
         return replica is not None and replica.is_leader
+
+
+def _nothing_heard(_node: str) -> int:
+    return 0
 
 
 def _is_taken(handed: Replica) -> bool:

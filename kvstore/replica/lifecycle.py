@@ -18,7 +18,7 @@ from kvstore.base.config import ReadMode
 from kvstore.base.errors import DamagedRecord
 from kvstore.base.shards import ShardDescriptor
 from kvstore.replica.environment import Environment
-from kvstore.replica.host_core import HostCore
+from kvstore.replica.host_core import FOUNDING_TERM, HostCore, election_ticks_of
 from kvstore.replica.membership import image_conf_state
 from kvstore.replica.replica import Replica
 from kvstore.state.shard import ShardState
@@ -29,8 +29,7 @@ from raft.errors import LogCompacted, LogUnavailable
 logger = logging.getLogger(__name__)
 
 FOUNDING_INDEX = 1
-FOUNDING_TERM = 1
-"""Where the logs of founding replicas begin, so that an empty log (index 0) always needs a snapshot."""
+"""With FOUNDING_TERM: where the logs of founders begin, so that an empty log (index 0) always needs a snapshot."""
 
 
 def _nothing() -> None:
@@ -129,7 +128,7 @@ class Lifecycle:
         config = environment.config
         raft_config = Config(
             replica_id=log.identity.replica_id,
-            election_ticks=max(4, config.election_ms // config.tick_ms),
+            election_ticks=election_ticks_of(config),
             heartbeat_ticks=max(1, config.heartbeat_ms // config.tick_ms),
             tick_ms=config.tick_ms,
             lease_reads=config.read_mode == ReadMode.LEASE,

@@ -35,12 +35,13 @@ class Round:
 class Reads:
     """The reads that wait at one replica."""
 
-    __slots__ = ("_counter", "_prefix", "confirmed", "fresh_at_ms", "rounds", "waiting")
+    __slots__ = ("_counter", "_prefix", "asked", "confirmed", "fresh_at_ms", "rounds", "waiting")
 
     def __init__(self, *, prefix: bytes) -> None:
         """`prefix` tells this start of this replica from every other one that asks the same leader."""
         self._prefix = prefix
         self._counter = 0
+        self.asked = 0  # linearizable reads, however they were answered: a group that is read is not idle
         self.waiting: list[ReadRequest] = []
         self.rounds: dict[bytes, Round] = {}
         self.confirmed: deque[Round] = deque()  # waiting for their index to be applied

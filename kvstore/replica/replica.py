@@ -100,6 +100,14 @@ class Replica:
         return True
 
     @property
+    def needs_ticks(self) -> bool:
+        """Whether its time passes. If not, the host leaves it alone until something happens to it."""
+        if self.failed or self.installing:
+            return False
+        waits = self.reads.rounds or self.reads.waiting or self.healing.damaged or self._deposed_at_ms >= 0
+        return not self.raw.asleep or bool(waits)
+
+    @property
     def leader_node(self) -> str | None:
         """Node id of the leader, as far as this replica knows."""
         return None if self.failed else self.node_of.get(self.raw.leader_id)
@@ -189,6 +197,7 @@ class Replica:
         )
         try:
             if frame.max_staleness_ms == LINEARIZABLE:
+                self.reads.asked += 1
                 if self.failed or self.state is None or not self.is_leader:
                     reply(self._refuse_here(frame.id))
                     return None
@@ -456,6 +465,7 @@ class Replica:
     def fail(self, reason: str) -> None:
         """Stop this replica; the node and its other shards go on."""
         logger.error("group %d: the replica is stopped: %s", self.group, reason)
+        self.environment.stopped.append(self.group)
         self.stop(f"this replica was stopped: {reason}", reason=reason)
 
     def rot(self, error: DamagedRecord) -> None:
