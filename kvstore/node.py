@@ -1,9 +1,12 @@
 """One node: the composition root, the one place that knows everybody.
 
-Start: directory, stores, HTTP server (so that founders can ask each other), founding or joining, then the Raft groups.
-Stop: hand leaderships over, stop listening, stop the groups, close the stores. A kill at any moment is as safe.
+Start: directory, stores, HTTP server (so that founders can ask each other), founding or joining, then the Raft groups,
+then gossip.
+Stop: hand leaderships over, say goodbye, stop listening, stop the groups, close the stores. A kill at any moment is as
+safe.
 
-Invariant: no Raft group runs before `identity.cluster` is durable.
+Invariant: no Raft group runs before `identity.cluster` is durable, and nothing is said to other nodes before
+           `identity.boots`, which orders this process among all that have run on the directory.
 Invariant: a fatal error (failed commit, broken invariant) sets `fatal` and nothing of the node goes on after it.
 """
 
@@ -16,9 +19,11 @@ import random
 import socket
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
+
+import msgspec
 
 from kvstore.base.clock import Clock, SystemClock
 from kvstore.base.config import NodeConfig
@@ -26,6 +31,8 @@ from kvstore.base.errors import StartRefused
 from kvstore.base.ids import random_id
 from kvstore.base.limits import FORMAT_VERSION
 from kvstore.base.metrics import Metrics
+from kvstore.gossip.endpoint import UdpEndpoint, bind_datagrams
+from kvstore.node_gossip import NodeGossip
 from kvstore.node_http import NodeHttp, bind
 from kvstore.placement.coordinator import Coordinator
 from kvstore.placement.founding import Founding, founding_shards
@@ -43,6 +50,7 @@ from kvstore.storage.protocol import NodeIdentity
 from kvstore.storage.state_store import LmdbStateStore
 from kvstore.transport.hello import Identity
 from kvstore.transport.peer_link import WebSocketTransport
+from kvstore.transport.settings import TransportSettings
 
 logger = logging.getLogger(__name__)
 
@@ -69,12 +77,15 @@ class Node:
         config: NodeConfig,
         *,
         listener: socket.socket | None = None,
+        datagrams: socket.socket | None = None,
         clock: Clock | None = None,
         rng: random.Random | None = None,
     ) -> None:
-        """`listener`: an already listening socket for config.listen (free ports in tests); taken over."""
+        """`listener`, `datagrams`: sockets for config.listen that listen, or are bound, already (free ports in tests);
+        taken over."""
         self.config = config
         self._listener = listener
+        self._datagrams = datagrams
         self.clock = clock or SystemClock()
         self.rng = rng or random.SystemRandom()
         self.fatal: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
@@ -84,6 +95,8 @@ class Node:
         self._identity: NodeIdentity | None = None
         self._admin: NodeAdmin | None = None
         self._host: HostDriver | None = None
+        self._gossip: NodeGossip | None = None
+        self._on_secrets: list[Callable[[Sequence[bytes]], None]] = []  # whoever signs or checks
         self._stopping = False
 
     @property
@@ -99,6 +112,11 @@ class Node:
     def host(self) -> HostDriver:
         assert self._host is not None, "the node has not started"
         return self._host
+
+    @property
+    def gossip(self) -> NodeGossip:
+        assert self._gossip is not None, "the node has not started"
+        return self._gossip
 
     @property
     def admin(self) -> NodeAdmin:
@@ -130,7 +148,7 @@ class Node:
             logger.error("%s; it is kept as %s, and this node begins anew", error, kept)
             self._exits = contextlib.AsyncExitStack()
             self.metrics = Metrics(node=self.name)
-            self._listener = None
+            self._listener = self._datagrams = None
             await self._start(started_ms)
 
     async def _start(self, started_ms: int) -> None:
@@ -139,17 +157,29 @@ class Node:
         environment = self._make_environment(stores, identity)
         peers = PeerClient(secrets=self.config.cluster_secrets, clock=self.clock)
         self._exits.push_async_callback(peers.close)
-        transport = WebSocketTransport(secrets=self.config.cluster_secrets, rng=random.Random(self.rng.getrandbits(64)))
+        transport = WebSocketTransport(
+            secrets=self.config.cluster_secrets,
+            rng=self._seeded(),
+            settings=TransportSettings.for_elections(self.config.election_ms),
+        )
         self._host = host = HostDriver(environment, on_fatal=self._on_fatal)
 
         listener = self._listener or bind(self.config)
         server = NodeHttp(self.config, listener, self.clock, self.metrics, founding_state=self.founding_state)
         self._exits.push_async_callback(server.close)
+        endpoint = UdpEndpoint(self._datagrams or bind_datagrams(self.config.listen))
+        self._exits.push_async_callback(endpoint.close)
         if not identity.cluster:
             await server.serve_founding()
         self._identity = identity = await self._belong(stores, host, identity, peers)
         transport.identify(
-            Identity(cluster=identity.cluster, node=identity.node, name=self.name, boot=environment.boot)
+            Identity(
+                cluster=identity.cluster,
+                node=identity.node,
+                name=self.name,
+                boot=environment.boot,
+                address=self.address,
+            )
         )
         for name, node, address in identity.founders:
             if node != identity.node:
@@ -162,7 +192,12 @@ class Node:
         await transport.start(host)
         self._exits.push_async_callback(transport.close)
         coordinator.learn([])
-        await server.serve(router, self.admin, transport, cluster=identity.cluster, fatal=self._on_fatal)
+        self._gossip = gossip = NodeGossip(identity, environment, host, transport, endpoint, self._seeded())
+        self._on_secrets = [peers.set_secrets, transport.set_secrets, server.set_secrets, gossip.set_secrets]
+        routes = [*transport.routes(), *gossip.routes()]
+        await server.serve(router, self.admin, routes, cluster=identity.cluster, fatal=self._on_fatal)
+        gossip.start()
+        self._exits.push_async_callback(gossip.close)
         host.campaign_if_alone()
         self._add_gauges(host, transport, stores)
         self._spawn(coordinator.run(), "coordinator")
@@ -175,7 +210,7 @@ class Node:
             node=identity.node,
             boot=random_id(self.rng),
             clock=self.clock,
-            rng=random.Random(self.rng.getrandbits(64)),
+            rng=self._seeded(),
             metrics=self.metrics,
             log_store=stores.log,
             state_store=stores.state,
@@ -254,9 +289,10 @@ class Node:
                     "with an empty directory, as a new node"
                 )
             identity = NodeIdentity(format_version=FORMAT_VERSION, node=random_id(self.rng), name=self.name)
-            stores.log.set_node_identity(identity)
         if identity.name != self.name:
             raise StartRefused(f"{self.config.data} belongs to node {identity.name}, not {self.name}: check --data")
+        identity = msgspec.structs.replace(identity, boots=identity.boots + 1)
+        stores.log.set_node_identity(identity)
         return identity
 
     async def _belong(
@@ -265,7 +301,7 @@ class Node:
         """Find out which cluster this is, and write the first state of what begins here."""
         if identity.cluster:
             return identity
-        identity = await Founding(self.config, identity, peers, random.Random(self.rng.getrandbits(64))).run()
+        identity = await Founding(self.config, identity, peers, self._seeded()).run()
         loop = asyncio.get_running_loop()
         for descriptor, conf_state in founding_shards(identity.founders) if identity.founders else []:
             written: asyncio.Future[None] = loop.create_future()
@@ -286,6 +322,16 @@ class Node:
             "cluster": identity.cluster,
             "founders": [list(founder) for founder in identity.founders],
         }
+
+    def set_secrets(self, secrets: Sequence[bytes]) -> None:
+        """The cluster's secrets from now on: each is accepted, the first one signs. Connections stay open. A cluster
+        that began without a secret needs a restart to get one."""
+        assert bool(secrets) == bool(self.config.cluster_secrets)
+        for set_them in self._on_secrets:
+            set_them(secrets)
+
+    def _seeded(self) -> random.Random:
+        return random.Random(self.rng.getrandbits(64))
 
     # -- while running ---------------------------------------------------------------------------------------------
 
@@ -389,12 +435,15 @@ class Node:
         try:
             if self._admin is not None and not self.fatal.done():
                 await self.host.hand_over()
+                if self._gossip is not None:
+                    await self._gossip.leave()
         finally:
             try:
                 await self._exits.aclose()
             finally:
-                if self._listener is not None:
-                    self._listener.close()  # a start that failed early has handed it to nobody
+                for one in (self._listener, self._datagrams):
+                    if one is not None:
+                        one.close()  # a start that failed early has handed it to nobody
                 self._stopped.set()
 
     async def kill(self) -> None:

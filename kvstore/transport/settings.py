@@ -16,6 +16,10 @@ from kvstore.base.limits import (
 )
 
 
+BEAT_SECONDS = 0.25
+CONNECTION_SILENT_SECONDS = 4.0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransportSettings:
     """Seconds and bytes."""
@@ -27,7 +31,7 @@ class TransportSettings:
     backoff_seconds_min: float = 0.02
     backoff_seconds_max: float = 0.25  # two survivors of a restart must not wait longer for each other than an election
     steady_seconds: float = 1.0  # a connection that lived that long is tried again without a pause
-    beat_seconds: float = 0.25  # something is sent at least each second time, for whom sleeping groups are watched by
+    beat_seconds: float = BEAT_SECONDS  # something is sent each second time at least: sleeping groups rely on it
     silent_beats_max: int = 16  # so many beats without a byte received, and the connection is given up
     farewell_seconds_max: float = 0.5  # how long a close waits for the peer's answer
 
@@ -46,6 +50,13 @@ class TransportSettings:
     snapshot_backoff_seconds: float = 0.2  # doubled each time, at most 10 times as long
     snapshot_seconds_max: float = SNAPSHOT_SECONDS_MAX
     snapshot_heartbeat_seconds: float = 10.0
+
+    @classmethod
+    def for_elections(cls, election_ms: int) -> TransportSettings:
+        """Beats that fit a smallest election timeout: sleeping groups take a node that is not heard of for so long for
+        silent. A connection is given up after four seconds all the same."""
+        beat_seconds = min(BEAT_SECONDS, election_ms / 4_000)
+        return cls(beat_seconds=beat_seconds, silent_beats_max=round(CONNECTION_SILENT_SECONDS / beat_seconds))
 
     def __post_init__(self) -> None:
         assert 0 < self.backoff_seconds_min <= self.backoff_seconds_max
