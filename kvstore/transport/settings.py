@@ -15,7 +15,6 @@ from kvstore.base.limits import (
     SNAPSHOT_SECONDS_MAX,
 )
 
-
 BEAT_SECONDS = 0.25
 CONNECTION_SILENT_SECONDS = 4.0
 
