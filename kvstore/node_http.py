@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 from aiohttp import web
@@ -25,7 +25,6 @@ from kvstore.base.metrics import Metrics
 from kvstore.router.admin import NodeAdmin
 from kvstore.router.peer_api import ADMIN_PATH, AUTH_HEADER, FOUNDING_PATH, check_signature
 from kvstore.router.router import ShardRouter
-from kvstore.transport.peer_link import WebSocketTransport
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +94,7 @@ class NodeHttp:
         self,
         router: ShardRouter,
         admin: NodeAdmin,
-        transport: WebSocketTransport,
+        peer_routes: Iterable[web.RouteDef],
         *,
         cluster: str,
         fatal: Callable[[BaseException], None],
@@ -113,7 +112,7 @@ class NodeHttp:
             extra_routes=[
                 web.get(FOUNDING_PATH, self._founding),
                 web.post(ADMIN_PATH, self._administer),
-                *transport.routes(),
+                *peer_routes,
             ],
         )
         await self._serve(ApiRunner(app, metrics=self._metrics, shutdown_timeout=SHUTDOWN_SECONDS))

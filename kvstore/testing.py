@@ -18,6 +18,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -56,27 +57,27 @@ class LocalCluster:
         if self._data is None:
             self._temporary = Path(tempfile.mkdtemp(prefix="kvstore-"))
         try:
-            listeners = {name: _free_listener() for name in self._names}
-            self._addresses = {name: _address(listener) for name, listener in listeners.items()}
+            ports = {name: _FreePort.take() for name in self._names}
+            self._addresses = {name: port.address for name, port in ports.items()}
             async with asyncio.timeout(START_SECONDS_MAX):
-                await self._start_all(listeners)
+                await self._start_all(ports)
                 await self.wait_ready()
         except BaseException:
             await self._end()
             raise
         return self
 
-    async def _start_all(self, listeners: Mapping[str, socket.socket]) -> None:
+    async def _start_all(self, ports: Mapping[str, _FreePort]) -> None:
         """All at once; where one can't start, the others are stopped before its error is told."""
-        starts = [asyncio.ensure_future(self._start(name, listener)) for name, listener in listeners.items()]
+        starts = [asyncio.ensure_future(self._start(name, port)) for name, port in ports.items()]
         try:
             await asyncio.gather(*starts)
         except BaseException:
             for start in starts:
                 start.cancel()
             await asyncio.gather(*starts, return_exceptions=True)
-            for listener in listeners.values():
-                listener.close()  # of a start that was cancelled before it began
+            for port in ports.values():
+                port.close()  # of a start that was cancelled before it began
             raise
 
     async def __aexit__(self, *_: object) -> None:
@@ -125,14 +126,15 @@ class LocalCluster:
         )
 
     async def _start(
-        self, name: str, listener: socket.socket | None = None, join: tuple[str, ...] = (), folder: str = ""
+        self, name: str, port: _FreePort | None = None, join: tuple[str, ...] = (), folder: str = ""
     ) -> Node:
-        address = self._addresses[name] if listener is None else _address(listener)
+        address = self._addresses[name] if port is None else port.address
+        listener, datagrams = (None, None) if port is None else (port.listener, port.datagrams)
         try:
-            node = Node(self._config(name, address, join, folder), listener=listener)
+            node = Node(self._config(name, address, join, folder), listener=listener, datagrams=datagrams)
         except BaseException:
-            if listener is not None:
-                listener.close()
+            if port is not None:
+                port.close()
             raise
         await node.start()
         self.nodes[name] = node
@@ -147,7 +149,7 @@ class LocalCluster:
 
     async def add(self, name: str, *, folder: str = "") -> Node:
         """Start a new node that joins; its directory is called like it, or `folder`."""
-        return await self._start(name, _free_listener(), tuple(self._running_addresses()), folder)
+        return await self._start(name, _FreePort.take(), tuple(self._running_addresses()), folder)
 
     def _running_addresses(self) -> list[str]:
         return [node.address for node in self.nodes.values()]
@@ -197,16 +199,35 @@ class LocalCluster:
                 await asyncio.sleep(0.02)
 
 
-def _free_listener() -> socket.socket:
-    """A listening socket on a free port, so that nobody else can take the port before the node does."""
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind(("127.0.0.1", 0))
-    listener.listen(1_024)
-    listener.setblocking(False)
-    return listener
+@dataclass(frozen=True, slots=True)
+class _FreePort:
+    """A port that is held for both TCP and UDP, so that nobody else can take it before the node does."""
 
+    listener: socket.socket
+    datagrams: socket.socket
 
-def _address(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"{host}:{port}"
+    @classmethod
+    def take(cls) -> Self:
+        while True:
+            listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(("127.0.0.1", 0))
+            datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            try:
+                datagrams.bind(listener.getsockname())
+            except OSError:  # that number is in use for UDP
+                listener.close()
+                datagrams.close()
+                continue
+            listener.listen(1_024)
+            listener.setblocking(False)
+            return cls(listener, datagrams)
+
+    @property
+    def address(self) -> str:
+        host, port = self.listener.getsockname()[:2]
+        return f"{host}:{port}"
+
+    def close(self) -> None:
+        self.listener.close()
+        self.datagrams.close()

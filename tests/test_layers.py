@@ -24,6 +24,7 @@ LAYERS = (
     "kvstore.router",
     "kvstore.api",
     "kvstore.node_http",
+    "kvstore.node_gossip",
     "kvstore.node",
     "kvstore.client",
     "kvstore.testing",

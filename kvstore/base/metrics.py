@@ -128,6 +128,7 @@ _GAUGES: Mapping[str, tuple[str, str]] = {
     "kvstore_gossip_health": ("kind", "score: 0 while this node keeps up with gossip; each step lengthens its probes."),
     "kvstore_gossip_packets": ("direction", "Datagrams of gossip sent, and received from members."),
     "kvstore_gossip_bytes": ("direction", "Bytes of their payloads."),
+    "kvstore_gossip_hints": ("kind", "Leader hints: held, led here, waiting to be told, malformed, ..."),
     "kvstore_gossip_refused": ("reason", "Datagrams and records of gossip that were dropped: forged, replayed, ..."),
     "kvstore_gossip_send_errors": ("error", "Datagrams that could not be sent, by the system's error."),
     "kvstore_gossip_events": ("kind", "What happened in gossip: probes, probes_failed, suspicions, refutations, ..."),

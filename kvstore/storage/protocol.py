@@ -23,13 +23,14 @@ OnFatal = Callable[[BaseException], None]
 
 
 class NodeIdentity(msgspec.Struct, array_like=True, frozen=True):
-    """Who owns the directory; written once at founding or joining (cluster "" = not yet member of one)."""
+    """Who owns the directory (cluster "" = not yet member of one); written at founding or joining and at each start."""
 
     format_version: int
     node: str  # NodeId
     name: str
     cluster: str = ""
     founders: tuple[tuple[str, str, str], ...] = ()  # (name, node id, HOST:PORT) when founded by --initial-cluster
+    boots: int = 0  # starts of a process on this directory; durable before the process says anything to others
 
 
 class ReplicaIdentity(msgspec.Struct, array_like=True, frozen=True):
