@@ -142,8 +142,16 @@ class World:
         return nodes
 
     def join(self, node: SimNode, seed: SimNode) -> None:
-        """The first comparison of states, as a new process begins one."""
-        self._exchange(node, seed)
+        """The first comparison of states, as a new process begins one: tried each second until it comes about."""
+        generation = node.generation
+
+        def attempt() -> None:
+            if node.generation != generation or len(node.swim.view()) > 1:
+                return
+            self._exchange(node, seed)
+            self._later(1.0, attempt)
+
+        attempt()
 
     # --- faults
 
@@ -174,7 +182,8 @@ class World:
 
     def pause(self, node: SimNode, seconds: float) -> None:
         node.paused = True
-        self._later(seconds, lambda: self._resume(node))
+        generation = node.generation
+        self._later(seconds, lambda: self._resume(node, generation))
 
     def partition(self, *groups: Sequence[SimNode]) -> None:
         """Those in no group stay with the first."""
@@ -297,9 +306,9 @@ class World:
     def _reaches(self, sender: SimNode, receiver: SimNode) -> bool:
         return sender.group == receiver.group and not receiver.deaf
 
-    def _resume(self, node: SimNode) -> None:
+    def _resume(self, node: SimNode, generation: int) -> None:
         """Its timers first, as if the loop looked at them before the socket: the harder case."""
-        if not node.up:
+        if node.generation != generation:
             return
         node.paused = False
         node.wake_at = float("inf")

@@ -6,6 +6,8 @@ Invariant: at most `outbox_max` packets wait; what is over that is dropped and c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from msgspec import Raw
 
 from kvstore.gossip.broadcast import Broadcasts
@@ -36,15 +38,20 @@ class Outbox:
         self._settings = settings
         self._ready: list[tuple[str, bytes]] = []
 
-    def send(self, address: str, body: Body, *, first: Raw | None = None, fill: bool = True) -> None:
-        """`first`: news that this packet must carry, whatever else is due. `fill` false: nothing beside it."""
+    def send(self, address: str, body: Body, *, first: Sequence[Raw] = (), fill: bool = True) -> None:
+        """`first`: news that this packet carries before what is due, as far as it fits; one piece always does. `fill`
+        false: nothing beside it."""
         if self._is_full():
             return
         head = encode_body(body)
         left = room(head, self.budget)
-        news = [first] if first is not None else []
-        left -= sum(map(len, news))
-        assert left >= 0
+        news: list[Raw] = []
+        for each in first:
+            if len(each) > left:
+                break
+            news.append(each)
+            left -= len(each)
+        assert news or not first
         cargo: list[Raw] = []
         if fill:
             members = self._roster.living + 1

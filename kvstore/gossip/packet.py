@@ -64,6 +64,7 @@ class Ping(Struct, array_like=True, frozen=True, tag=1):
     sender: Id
     target: Id  # another process may have got the address since
     digest: int  # of the sender's cargo
+    members: int  # digest of who lives, as the sender believes
 
 
 class PingRequest(Struct, array_like=True, frozen=True, tag=2):
@@ -79,6 +80,7 @@ class Ack(Struct, array_like=True, frozen=True, tag=3):
     ticket: Ticket
     node: Id  # who lives
     digest: int | None  # of its cargo; None from a relay
+    members: int  # digest of who lives; 0 from a relay
 
 
 class Nack(Struct, array_like=True, frozen=True, tag=4):

@@ -28,7 +28,8 @@ from kvstore.gossip.events import StreamProbe
 from kvstore.gossip.member import Member, MemberState
 from kvstore.gossip.outbox import Outbox
 from kvstore.gossip.packet import Ack, Nack, Ping, PingRequest, encode_told
-from kvstore.gossip.roster import Entry, Roster
+from kvstore.gossip.roster import Entry
+from kvstore.gossip.rumours import Rumours
 from kvstore.gossip.settings import GossipSettings
 
 STREAMS_MAX = 8
@@ -66,9 +67,8 @@ class Relay:
 class Prober:
     def __init__(
         self,
-        me: bytes,
+        rumours: Rumours,
         *,
-        roster: Roster,
         outbox: Outbox,
         cargo: Cargo,
         awareness: Awareness,
@@ -77,8 +77,9 @@ class Prober:
         rng: random.Random,
         now: float,
     ) -> None:
-        self._me = me
-        self._roster = roster
+        self._me = rumours.my_id
+        self._rumours = rumours
+        self._roster = rumours.roster
         self._outbox = outbox
         self._cargo = cargo
         self._awareness = awareness
@@ -182,10 +183,10 @@ class Prober:
 
     def ping(self, member: Member, ticket: int | None = None) -> None:
         """A suspect, or one believed dead, is told so in the same packet: it should refute at once (Lifeguard 4.3)."""
-        first = encode_told(member) if member.state in (MemberState.SUSPECT, MemberState.DEAD) else None
-        body = Ping(
-            self._ticket() if ticket is None else ticket, self._me, bytes.fromhex(member.node), self._cargo.digest()
-        )
+        first = [encode_told(member)] if member.state in (MemberState.SUSPECT, MemberState.DEAD) else []
+        ticket = self._ticket() if ticket is None else ticket
+        target = bytes.fromhex(member.node)
+        body = Ping(ticket, self._me, target, self._cargo.digest(), self._rumours.digest)
         self._outbox.send(member.address, body, first=first)
 
     def _ask_others(self, probe: Probe) -> None:
@@ -216,19 +217,22 @@ class Prober:
 
     # --- what the others send
 
-    def on_ack(self, body: Ack, now: float) -> None:
+    def on_ack(self, body: Ack, now: float) -> Member | None:
+        """Who was probed by this node, if this is its answer."""
         relay = self._relays.get(body.ticket)
         probe = self._probe
         if probe is not None and body.ticket in probe.sent:
             if body.node.hex() != probe.entry.member.node:
                 self._counters.refuse("foreign ack")
-                return
+                return None
             if body.digest is not None:
                 probe.entry.on_answer(None if probe.delayed else now - probe.sent[body.ticket], now)
             self._succeed()
-        elif relay is not None and not relay.answered:
+            return probe.entry.member
+        if relay is not None and not relay.answered:
             relay.answered = True
-            self._outbox.send(relay.address, Ack(relay.ticket, body.node, None))
+            self._outbox.send(relay.address, Ack(relay.ticket, body.node, None, 0))
+        return None
 
     def on_nack(self, body: Nack) -> None:
         probe = self._probe

@@ -3,13 +3,14 @@
 Invariant: the ring holds each member that is neither dead nor gone exactly once, so each is probed once a round; some
     that are gone may still be in it, until they are met.
 Invariant: a newcomer gets a place at random in the current round, so that two nodes' rounds do not follow each other.
-Invariant: `living` counts those neither dead nor gone; names are indexed for these only.
+Invariant: `living` counts those neither dead nor gone; names are indexed, and `digest` is made, of these only.
 
 Source: SWIM, section 4.3 (round-robin probe target selection).
 """
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Callable, Iterator
 
@@ -20,10 +21,16 @@ SMALL_RING = 24
 """Up to here all candidates are listed and drawn from; above, places are drawn until enough fit."""
 
 
-class Entry:
-    """What this node knows of another one. Only Rumours changes the first five."""
+def mark(member: Member) -> int:
+    """64 bits that stand for this incarnation of the node, the same on every node."""
+    text = f"{member.node}{member.incarnation}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest())
 
-    __slots__ = ("heard", "hearsay", "in_ring", "member", "rtt", "since", "suspicion")
+
+class Entry:
+    """What this node knows of another one. Only Rumours and Roster change what is believed."""
+
+    __slots__ = ("heard", "hearsay", "in_ring", "mark", "member", "rtt", "since", "suspicion")
 
     def __init__(self, member: Member, now: float) -> None:
         self.member = member
@@ -31,6 +38,7 @@ class Entry:
         self.suspicion: Suspicion | None = None  # exactly while its state is SUSPECT
         self.hearsay = False  # was gone when first heard of: kept, so that old tales do not revive it, but not told
         self.in_ring = False
+        self.mark = 0  # its share of the digest; 0 when gone
         self.heard: float | None = None
         self.rtt: float | None = None
 
@@ -49,6 +57,7 @@ class Roster:
         self._cursor = 0  # ring[:cursor] were probed in this round
         self._names: dict[str, list[str]] = {}
         self.living = 0
+        self.digest = 0  # of who lives at which incarnation, whatever the order in which it was heard
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -65,12 +74,14 @@ class Roster:
         if entry is None:
             entry = self._entries[member.node] = Entry(member, now)
         else:
-            self._unindex(entry.member)
+            self._unindex(entry)
             if member.state != entry.member.state:
                 entry.since = now
             entry.member = member
         if not member.is_gone:
             self.living += 1
+            entry.mark = mark(member)
+            self.digest ^= entry.mark
             self._names.setdefault(member.name, []).append(member.node)
             if not entry.in_ring:
                 self._enter_ring(entry)
@@ -78,7 +89,7 @@ class Roster:
 
     def remove(self, node: str) -> None:
         entry = self._entries.pop(node)
-        self._unindex(entry.member)
+        self._unindex(entry)
         if entry.in_ring:
             self._leave_ring(self._ring.index(entry))
 
@@ -121,10 +132,13 @@ class Roster:
             if entry.member.is_gone and not keep(entry):
                 self._leave_ring(place)
 
-    def _unindex(self, member: Member) -> None:
+    def _unindex(self, entry: Entry) -> None:
+        member = entry.member
         if member.is_gone:
             return
         self.living -= 1
+        self.digest ^= entry.mark
+        entry.mark = 0
         nodes = self._names[member.name]
         nodes.remove(member.node)
         if not nodes:

@@ -27,12 +27,14 @@ from kvstore.gossip.counters import Counters
 from kvstore.gossip.events import Event, Forgotten, MemberChanged, NameConflict
 from kvstore.gossip.member import INCARNATION_MAX, Member, MemberState, check, overrides
 from kvstore.gossip.packet import Told, encode_told
-from kvstore.gossip.roster import Entry, Roster
+from kvstore.gossip.roster import Entry, Roster, mark
 from kvstore.gossip.settings import GossipSettings
 from kvstore.gossip.suspicion import Suspicion
 
 HEAP_SLACK = 64
 """The heap of suspicions' ends is rebuilt when it has so many more entries than there may be valid ones."""
+RECENT_MAX = 8
+"""Changes that are told again to a peer whose digest differs: what it missed is mostly among the last few."""
 
 
 class Rumours:
@@ -64,12 +66,23 @@ class Rumours:
         self._suspected = 0  # entries with a suspicion
         self._conflicts: dict[tuple[str, str], None] = {}
         self._gone = 0
+        self._recent: dict[str, None] = {me.node: None}  # nodes, the latest change last
         self.news.put(me.node, encode_told(me))
 
     @property
     def members(self) -> int:
         """Neither dead nor gone, this node included."""
         return self.roster.living + 1
+
+    @property
+    def digest(self) -> int:
+        """Of who lives at which incarnation. Two nodes that differ should tell each other their `recent`."""
+        return self.roster.digest if self.leaving else self.roster.digest ^ mark(self.me)
+
+    def recent(self) -> list[msgspec.Raw]:
+        """The latest changes told from here, as they stand now, the latest first."""
+        members = [self.me if node == self.me.node else self._known(node) for node in reversed(self._recent)]
+        return [encode_told(each) for each in members if each is not None]
 
     def take_events(self) -> list[Event]:
         events, self._events = self._events, []
@@ -131,11 +144,22 @@ class Rumours:
         self._renew_suspicion(entry, old, accuser, now)
         if tell and not entry.hearsay:
             self.news.put(member.node, encode_told(member, accuser))
+            self._note_recent(member.node)
         elif old is not None:
             self.news.drop(member.node)
         self._tell(MemberChanged(old, member))
         if not member.is_gone:
             self._look_for_namesakes(member)
+
+    def _known(self, node: str) -> Member | None:
+        entry = self.roster.get(node)
+        return None if entry is None else entry.member
+
+    def _note_recent(self, node: str) -> None:
+        self._recent.pop(node, None)
+        self._recent[node] = None
+        if len(self._recent) > RECENT_MAX:
+            del self._recent[next(iter(self._recent))]
 
     # --- suspicion
 
@@ -228,6 +252,7 @@ class Rumours:
     def _change_me(self, *, incarnation: int | None = None, state: MemberState | None = None) -> None:
         self.me = _with(self.me, incarnation=incarnation, state=state)
         self.news.put(self.me.node, encode_told(self.me))
+        self._note_recent(self.me.node)
 
     # --- those that are gone
 

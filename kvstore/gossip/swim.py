@@ -19,6 +19,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+from msgspec import Raw
+
 from kvstore.gossip.awareness import Awareness
 from kvstore.gossip.cargo import Cargo
 from kvstore.gossip.cargo_sync import CargoSync
@@ -94,8 +96,7 @@ class Swim:
         )
         self._my_id = bytes.fromhex(me.node)
         self._prober = Prober(
-            self._my_id,
-            roster=self._roster,
+            self._rumours,
             outbox=self._outbox,
             cargo=cargo,
             awareness=self._awareness,
@@ -236,9 +237,7 @@ class Swim:
         if isinstance(body, Ping):
             self._on_ping(body, source, now)
         elif isinstance(body, Ack):
-            self._prober.on_ack(body, now)
-            if body.digest is not None:
-                self._sync.on_digest(body.node.hex(), body.digest, now)
+            self._on_ack(body, now)
         elif isinstance(body, PingRequest):
             self._prober.on_request(body, source, now)
         elif isinstance(body, Nack):
@@ -254,13 +253,31 @@ class Swim:
             return
         node = body.sender.hex()
         entry = self._roster.get(node)
-        first = None
-        if entry is not None and entry.member.state in (MemberState.SUSPECT, MemberState.DEAD):
-            first = encode_told(entry.member)  # it lives, so it should refute
+        first: list[Raw] = []
+        if entry is not None:
+            if entry.member.state in (MemberState.SUSPECT, MemberState.DEAD):
+                first.append(encode_told(entry.member))  # it lives, so it should refute
+            if self._is_missing_news(body.members):
+                first += self._rumours.recent()
         # A stranger gets a bare answer: who forges its address cannot make this node send much to it.
-        ack = Ack(body.ticket, self._my_id, self._cargo.digest())
+        ack = Ack(body.ticket, self._my_id, self._cargo.digest(), self._rumours.digest)
         self._outbox.send(source, ack, first=first, fill=entry is not None)
         self._sync.on_digest(node, body.digest, now)
+
+    def _on_ack(self, body: Ack, now: float) -> None:
+        """Only one that was waited for is looked at further: nobody can ask for more by sending acks."""
+        probed = self._prober.on_ack(body, now)
+        if probed is None or body.digest is None:
+            return
+        if self._is_missing_news(body.members):
+            self._outbox.send(probed.address, Gossip(), first=self._rumours.recent())
+        self._sync.on_digest(probed.node, body.digest, now)
+
+    def _is_missing_news(self, members: int) -> bool:
+        """Whether the peer should hear again what changed lately. While news is still being told, digests differ
+        everywhere; afterwards somebody has missed some, by loss or by chance: without this it would wait for
+        push-pull, half a minute or more."""
+        return members != self._rumours.digest and len(self._rumours.news) == 0
 
     # --- what time brings
 

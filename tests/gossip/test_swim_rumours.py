@@ -11,7 +11,7 @@ import pytest
 from kvstore.base.errors import Invalid
 from kvstore.gossip.events import Forgotten, MemberChanged, NameConflict
 from kvstore.gossip.member import INCARNATION_MAX, RECORD_BYTES_MAX, Member
-from kvstore.gossip.packet import Gossip, Ping
+from kvstore.gossip.packet import Gossip
 from kvstore.gossip.settings import GossipSettings
 from kvstore.gossip.swim import Swim
 from tests.gossip.cores import (
@@ -242,7 +242,7 @@ def test_events_and_packets_are_bounded() -> None:
     core = Core(*OTHERS, members_max=20, events_max=20, outbox_max=5)
     for incarnation in range(6, 40):
         core.hear(member(1, incarnation))
-        core.hear(body=Ping(1, raw_id(1), raw_id(0), 0))
+        core.hear(body=core.ping(1))
     output = core.swim.take()
     assert len(output.events) == 20
     assert len(output.datagrams) == 5

@@ -90,13 +90,25 @@ def test_every_ping_is_answered_and_suspects_are_told(belief: MemberState | None
     core = core_that_believes(belief)
     core.hear(member(3), source=2)  # news that waits
     core.sent()
-    core.hear(body=Ping(9, raw_id(1), raw_id(0), 0), source=1)
+    core.hear(body=core.ping(1), source=1)
     (answer,) = core.sent()
     assert answer.address == "10.0.0.1:7001"
-    assert answer.body == Ack(9, raw_id(0), 0)
+    assert answer.body == Ack(9, raw_id(0), 0, core.digest)
     told = [news.node for news in answer.news]
     assert (raw_id(1) in told) == (belief in (SUSPECT, DEAD))
     assert (raw_id(3) in told) == (belief is not None), "a stranger gets a bare answer"
+
+
+@pytest.mark.parametrize("belief", BELIEFS, ids=str)
+def test_who_believes_otherwise_hears_the_latest_changes_again(belief: MemberState | None) -> None:
+    core = core_that_believes(belief)
+    core.hear(member(3), source=2)
+    core.advance(2.0)
+    assert core.swim.waiting == 0
+    for digest, told in ((core.digest, False), (core.digest + 1, True)):
+        core.hear(body=Ping(9, raw_id(1), raw_id(0), 0, digest), source=1)
+        (answer,) = bodies(core.sent(), Ack)
+        assert (raw_id(3) in [news.node for news in answer.news]) is (told and belief is not None)
 
 
 @pytest.mark.parametrize("belief", BELIEFS, ids=str)
@@ -123,7 +135,7 @@ def test_members_may_compare_cargo(belief: MemberState | None) -> None:
 
 
 @pytest.mark.parametrize("belief", BELIEFS, ids=str)
-@pytest.mark.parametrize("body", [Ack(9, raw_id(1), 0), Nack(9, raw_id(1)), Gossip()], ids=lambda body: str(body))
+@pytest.mark.parametrize("body", [Ack(9, raw_id(1), 0, 0), Nack(9, raw_id(1)), Gossip()], ids=lambda body: str(body))
 def test_what_nobody_waits_for_has_no_effect(belief: MemberState | None, body: Ack | Nack | Gossip) -> None:
     core = core_that_believes(belief)
     view = core.swim.view()
@@ -137,6 +149,6 @@ def test_what_nobody_waits_for_has_no_effect(belief: MemberState | None, body: A
 def test_a_ping_for_somebody_else_is_not_answered(belief: MemberState | None) -> None:
     """Another process has the address of one that is gone: that one must not seem to live."""
     core = core_that_believes(belief)
-    core.hear(body=Ping(9, raw_id(1), raw_id(7), 0), source=1)
+    core.hear(body=core.ping(1, 7), source=1)
     assert core.sent() == []
     assert core.swim.counters.refused == {"misdirected": 1}
