@@ -96,6 +96,7 @@ class Node:
         self._admin: NodeAdmin | None = None
         self._host: HostDriver | None = None
         self._gossip: NodeGossip | None = None
+        self._secrets = config.cluster_secrets
         self._on_secrets: list[Callable[[Sequence[bytes]], None]] = []  # whoever signs or checks
         self._stopping = False
 
@@ -155,10 +156,10 @@ class Node:
         stores = self._open_stores()
         self._identity = identity = self._load_identity(stores)
         environment = self._make_environment(stores, identity)
-        peers = PeerClient(secrets=self.config.cluster_secrets, clock=self.clock)
+        peers = PeerClient(secrets=self._secrets, clock=self.clock)
         self._exits.push_async_callback(peers.close)
         transport = WebSocketTransport(
-            secrets=self.config.cluster_secrets,
+            secrets=self._secrets,
             rng=self._seeded(),
             settings=TransportSettings.for_elections(self.config.election_ms),
         )
@@ -167,6 +168,8 @@ class Node:
         listener = self._listener or bind(self.config)
         server = NodeHttp(self.config, listener, self.clock, self.metrics, founding_state=self.founding_state)
         self._exits.push_async_callback(server.close)
+        self._on_secrets = [peers.set_secrets, transport.set_secrets, server.set_secrets]
+        server.set_secrets(self._secrets)
         endpoint = UdpEndpoint(self._datagrams or bind_datagrams(self.config.listen))
         self._exits.push_async_callback(endpoint.close)
         if not identity.cluster:
@@ -193,7 +196,8 @@ class Node:
         self._exits.push_async_callback(transport.close)
         coordinator.learn([])
         self._gossip = gossip = NodeGossip(identity, environment, host, transport, endpoint, self._seeded())
-        self._on_secrets = [peers.set_secrets, transport.set_secrets, server.set_secrets, gossip.set_secrets]
+        self._on_secrets.append(gossip.set_secrets)
+        gossip.set_secrets(self._secrets)
         routes = [*transport.routes(), *gossip.routes()]
         await server.serve(router, self.admin, routes, cluster=identity.cluster, fatal=self._on_fatal)
         gossip.start()
@@ -326,7 +330,8 @@ class Node:
     def set_secrets(self, secrets: Sequence[bytes]) -> None:
         """The cluster's secrets from now on: each is accepted, the first one signs. Connections stay open. A cluster
         that began without a secret needs a restart to get one."""
-        assert bool(secrets) == bool(self.config.cluster_secrets)
+        assert bool(secrets) == bool(self._secrets)
+        self._secrets = tuple(secrets)
         for set_them in self._on_secrets:
             set_them(secrets)
 

@@ -1,6 +1,7 @@
 """`kvstore serve`: run one node until it is told to stop.
 
 Invariant: what is wrong with the configuration or the data directory is said in one line on stderr, exit code 2.
+Invariant: SIGHUP reads the secret's file again, and changes nothing if there is anything wrong with it.
 Invariant: the first SIGTERM or SIGINT stops gracefully (leadership is handed over, what is under way is answered); the
            second ends the process at once, which is as safe as a crash.
 Exit codes: 0 stopped as told, 1 a fatal error while running, 2 refused to start.
@@ -21,7 +22,7 @@ import click
 
 from kvstore.base.errors import StartRefused
 from kvstore.cli import logs
-from kvstore.cli.settings import SETTINGS, ServeSettings, resolve
+from kvstore.cli.settings import SETTINGS, ServeSettings, read_secrets, resolve
 
 if TYPE_CHECKING:
     from kvstore.node import Node
@@ -89,6 +90,8 @@ async def run_node(settings: ServeSettings) -> int:
     node = Node(settings.config)
     stop = asyncio.Event()
     _on_signals(stop)
+    if settings.secret_file is not None:
+        _on_hangup(node, settings.secret_file)
     told = asyncio.create_task(stop.wait(), name="told-to-stop")
     starting = asyncio.create_task(node.start(), name="start")
     try:
@@ -141,3 +144,16 @@ def _on_signals(stop: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
+
+
+def _on_hangup(node: Node, secret_file: Path) -> None:
+    def on_hangup() -> None:
+        try:
+            secrets = read_secrets(secret_file)
+        except ValueError as error:
+            log.error("the cluster's secret stays as it was: %s", error)
+            return
+        node.set_secrets(secrets)
+        log.info("the cluster's secret was read again", extra={"file": str(secret_file), "accepted": len(secrets)})
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, on_hangup)

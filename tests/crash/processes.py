@@ -35,10 +35,11 @@ _PR_SET_PDEATHSIG = 1
 def free_port() -> int:
     while True:
         port = random.SystemRandom().choice(PORTS)
-        with socket.socket() as probe:
+        with socket.socket() as probe, socket.socket(type=socket.SOCK_DGRAM) as datagrams:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("127.0.0.1", port))
+                datagrams.bind(("127.0.0.1", port))
             except OSError:
                 continue
             return port
