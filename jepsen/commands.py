@@ -9,6 +9,7 @@ from __future__ import annotations
 import click
 
 from jepsen.check_command import check
+from jepsen.run_command import run
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -19,3 +20,4 @@ def jepsen() -> None:
 
 
 jepsen.add_command(check)
+jepsen.add_command(run)

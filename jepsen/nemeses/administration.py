@@ -1,0 +1,86 @@
+"""What operators do while the cluster works: move leaderships, add and remove nodes, kill the placement driver."""
+
+from __future__ import annotations
+
+from jepsen.nemeses.base import Attack, Nemesis
+
+META_SHARD = 1
+NODES_MAX = 7
+
+
+class Transfer(Nemesis):
+    """The leadership of a shard is handed to another replica."""
+
+    name = "transfer"
+    seconds = (0.0, 0.0)
+
+    async def strike(self) -> object:
+        rows = [row for row in await self.cluster.shards() if row["leader"] is not None]
+        if not rows:
+            return None
+        row = self.rng.choice(rows)
+        targets = [one["node"] for one in row["replicas"] if one["role"] == "voter" and one["node"] != row["leader"]]
+        if not targets or not self.cluster.running:
+            return None
+        target = self.rng.choice(targets)
+        through = self.rng.choice(self.cluster.running)
+        status, _ = await self.cluster.ask(
+            through, f"/v1/shards/{row['id']}/transfer", method="POST", body={"node": target}
+        )
+        return [row["id"], target, status]
+
+
+class Membership(Nemesis):
+    """A node joins, and later one that is not needed for a quorum is removed for good."""
+
+    name = "membership"
+    seconds = (4.0, 10.0)
+
+    def __init__(self, attack: Attack) -> None:
+        super().__init__(attack)
+        self._joined: str | None = None
+
+    async def strike(self) -> object:
+        if len(self.cluster.names) >= NODES_MAX:
+            return None
+        self._joined = await self.cluster.join()
+        return self._joined
+
+    async def mend(self) -> None:
+        """Away with it again: its replicas, if it got some, move back. Where nobody can say so now, it lives on."""
+        joined, self._joined = self._joined, None
+        if joined is None:
+            return
+        if joined in self.cluster.running:
+            await self.cluster.kill(joined)
+        for through in self.cluster.running * 5:
+            status, _ = await self.cluster.ask(through, f"/v1/members/{joined}", method="DELETE")
+            if status in (200, 404):
+                self.cluster.forget(joined)
+                return
+        await self.cluster.start(joined)
+
+
+class KillPlacement(Nemesis):
+    """SIGKILL of the node that leads the meta group."""
+
+    name = "kill-placement"
+
+    def __init__(self, attack: Attack) -> None:
+        super().__init__(attack)
+        self._down: str | None = None
+
+    async def strike(self) -> object:
+        leader = await self.cluster.leader(META_SHARD)
+        if leader is None or self.attack.busy:
+            return None
+        self._down = leader
+        self.attack.busy.add(leader)
+        await self.cluster.kill(leader)
+        return leader
+
+    async def mend(self) -> None:
+        down, self._down = self._down, None
+        if down is not None:
+            await self.cluster.start(down)
+            self.attack.release([down])

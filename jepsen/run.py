@@ -1,0 +1,291 @@
+"""One run: a cluster, clients, nemeses, healing, a last look, verdicts.
+
+Phases: start, set up, attack for the time given, mend everything and demand that the cluster recovers, read everything
+a last time, judge. Each workload has clients and a history of its own; the faults are written into all of them.
+
+Invariant: a run is good only if every history is judged valid, the cluster recovered, no node ended by itself, and
+    every workload had operations that were answered: a run in which nothing happened shows nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from jepsen import formats
+from jepsen.cluster import Cluster, ClusterError
+from jepsen.nemeses import NEMESES
+from jepsen.nemeses.base import Attack, Nemesis
+from jepsen.nemeses.processes import Clock
+from jepsen.recorder import Recorder
+from jepsen.workloads import WORKLOADS
+from jepsen.workloads.base import Judgement, Workload
+from jepsen.workloads.idempotence import Idempotence
+
+CALL_SECONDS_MAX = 3.0
+RECOVERY_SECONDS_MAX = 60.0
+MEND_SECONDS_MAX = 90.0
+FINAL_ATTEMPTS = 20
+PROGRESS_SECONDS = 5.0
+PAUSE_SECONDS = (0.2, 4.0)
+"""Between one fault and the next that takes its place."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    workloads: Sequence[str]
+    nemeses: Sequence[str]
+    seconds: float
+    nodes: int
+    seed: int
+    out: Path
+    clients: int  # of each workload
+    rate: float  # operations a second, of each workload
+    faults_at_once: int = 2
+    flags: Sequence[str] = ()  # for kvstore serve
+
+
+@dataclass(slots=True)
+class Outcome:
+    valid: bool | None
+    judgements: dict[str, Judgement]
+    problems: list[str] = field(default_factory=list)
+    operations: int = 0
+    faults: dict[str, int] = field(default_factory=dict)
+    recovery_seconds: float | None = None
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def summary(self, seconds: float) -> dict[str, object]:
+        valid: object = "unknown" if self.valid is None else self.valid
+        return {"valid": valid, "ops": self.operations, "seconds": round(seconds, 3)}
+
+
+class Run:
+    def __init__(self, options: Options, say: Callable[[str], None]) -> None:
+        self._options = options
+        self._say = say
+        self._cluster = Cluster(
+            options.out, options.nodes, rng=random.Random(f"{options.seed} network"), flags=options.flags
+        )
+        self._attack = Attack(self._cluster, random.Random(f"{options.seed} attack"))
+        self._workloads = {name: WORKLOADS[name](random.Random(f"{options.seed} {name}")) for name in options.workloads}
+        self._recorders = {name: self._recorder(name, one) for name, one in self._workloads.items()}
+        self._stopped = asyncio.Event()
+        self._at_work: list[Nemesis] = []
+        self._outcome = Outcome(None, {})
+
+    def _recorder(self, name: str, workload: Workload) -> Recorder:
+        header: dict[str, Any] = {"workload": name, "seed": self._options.seed, "nodes": self._options.nodes}
+        if workload.model is not None:
+            header["model"] = workload.model
+        return Recorder(self.history_of(name), **header)
+
+    def history_of(self, name: str) -> Path:
+        return self._options.out / f"{name}.jsonl"
+
+    async def run(self) -> Outcome:
+        """Raises nothing that the cluster does: that is in the outcome."""
+        try:
+            nemeses = await self._nemeses()
+            async with self._cluster:
+                await self._attacked(nemeses)
+        except ClusterError as error:
+            self._outcome.problems.append(str(error))
+        finally:
+            for recorder in self._recorders.values():
+                recorder.close()
+        self._judge()
+        return self._outcome
+
+    async def _nemeses(self) -> list[Nemesis]:
+        chosen = []
+        for name in self._options.nemeses:
+            nemesis = NEMESES[name](
+                Attack(self._cluster, random.Random(f"{self._options.seed} {name}"), self._attack.busy)
+            )
+            lacking = await nemesis.lacking()
+            if lacking is not None:
+                self._outcome.skipped[name] = lacking
+                self._say(f"nemesis {name} is skipped: {lacking}")
+                continue
+            if isinstance(nemesis, Clock):
+                nemesis.prepare()
+            chosen.append(nemesis)
+        return chosen
+
+    # -- the phases ------------------------------------------------------------------------------------------------
+
+    async def _attacked(self, nemeses: Sequence[Nemesis]) -> None:
+        async with AsyncExitStack() as stack:
+            for name, workload in self._workloads.items():
+                if isinstance(workload, Idempotence):
+                    workload.endpoints = self._cluster.endpoints
+                    stack.push_async_callback(workload.close)
+                async with self._cluster.client(timeout=30.0) as client:
+                    await workload.setup(client)
+                self._say(f"workload {name} begins with {self._options.clients} clients")
+            async with asyncio.TaskGroup() as group:
+                for name, workload in self._workloads.items():
+                    for _ in range(self._options.clients):
+                        group.create_task(self._client(workload, self._recorders[name]))
+                slots = min(self._options.faults_at_once, len(nemeses))
+                strikes = [group.create_task(self._slot(number, nemeses)) for number in range(slots)]
+                progress = group.create_task(self._progress())
+                await asyncio.sleep(self._options.seconds)
+                self._stopped.set()
+                await self._wait_mended(strikes)
+                progress.cancel()
+            await self._recover()
+            for name, workload in self._workloads.items():
+                await self._final(workload, self._recorders[name])
+
+    async def _client(self, workload: Workload, recorder: Recorder) -> None:
+        """One operation after the other, until the attack is over."""
+        options = self._options
+        process = recorder.process()
+        pause = options.clients / options.rate
+        rng = random.Random(f"{options.seed} {workload.name} {process}")
+        async with self._cluster.client(timeout=CALL_SECONDS_MAX, rng=rng) as client:
+            while not self._stopped.is_set():
+                process = await recorder.run(process, workload.next(), lambda op: workload.apply(client, op))
+                await asyncio.sleep(pause * rng.uniform(0.0, 2.0))
+
+    async def _slot(self, number: int, nemeses: Sequence[Nemesis]) -> None:
+        """One fault after the other, of one nemesis or another that is not at work; each is mended, the last, too."""
+        rng = random.Random(f"{self._options.seed} slot {number}")
+        while not self._stopped.is_set():
+            nemesis = rng.choice([one for one in nemeses if one not in self._at_work] or [None])
+            await self._pause(rng.uniform(*PAUSE_SECONDS))
+            if self._stopped.is_set():
+                return
+            if nemesis is not None and nemesis not in self._at_work:
+                self._at_work.append(nemesis)
+                try:
+                    await self._strike(nemesis)
+                finally:
+                    self._at_work.remove(nemesis)
+
+    async def _strike(self, nemesis: Nemesis) -> None:
+        what = None
+        try:
+            what = await nemesis.strike()
+            if what is not None:
+                self._tell(nemesis.name, begin=True, value=what)
+                await self._pause(nemesis.rng.uniform(*nemesis.seconds))
+        finally:
+            await nemesis.mend()
+        if what is not None:
+            self._tell(nemesis.name, begin=False)
+
+    def _tell(self, name: str, *, begin: bool, value: object = None) -> None:
+        for recorder in self._recorders.values():
+            recorder.fault("nemesis", name, begin=begin, value=value)
+        if begin:
+            self._outcome.faults[name] = self._outcome.faults.get(name, 0) + 1
+
+    async def _pause(self, seconds: float) -> None:
+        """Shorter when the attack ends."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stopped.wait()
+        except TimeoutError:
+            pass
+
+    async def _wait_mended(self, strikes: Sequence[asyncio.Task[None]]) -> None:
+        if strikes:
+            _, late = await asyncio.wait(strikes, timeout=MEND_SECONDS_MAX)
+            if late:
+                raise ClusterError(f"{len(late)} faults could not be mended within {MEND_SECONDS_MAX:.0f} s")
+
+    async def _recover(self) -> None:
+        self._cluster.switch.heal()
+        crashed = self._cluster.crashed()
+        if crashed:
+            raise ClusterError("a node has ended by itself: " + "; ".join(crashed))
+        self._outcome.recovery_seconds = await self._cluster.wait_ready(seconds=RECOVERY_SECONDS_MAX)
+        self._say(f"all faults are mended; every node is ready after {self._outcome.recovery_seconds:.1f} s")
+
+    async def _final(self, workload: Workload, recorder: Recorder) -> None:
+        """Each last read must be answered: the cluster is whole."""
+        process = recorder.process()
+        async with self._cluster.client(timeout=CALL_SECONDS_MAX) as client:
+            for op in workload.final():
+                for _ in range(FINAL_ATTEMPTS):
+                    before = recorder.counts[op.f, "ok"]
+                    process = await recorder.run(process, op, lambda op: workload.apply(client, op))
+                    if recorder.counts[op.f, "ok"] > before:
+                        break
+                else:
+                    raise ClusterError(f"the last {op.f} of {workload.name} is not answered in a whole cluster")
+
+    # -- telling and judging ---------------------------------------------------------------------------------------
+
+    async def _progress(self) -> None:
+        began = time.monotonic()
+        while True:
+            await asyncio.sleep(PROGRESS_SECONDS)
+            counts = {kind: self._count(kind) for kind in ("ok", "fail", "info")}
+            faults = sum(self._outcome.faults.values())
+            self._say(
+                f"{time.monotonic() - began:5.0f} s  {counts['ok']} answered, {counts['fail']} refused, "
+                f"{counts['info']} unknown, {faults} faults"
+            )
+
+    def _count(self, kind: str) -> int:
+        return sum(
+            count
+            for recorder in self._recorders.values()
+            for (_, outcome), count in recorder.counts.items()
+            if outcome == kind
+        )
+
+    def _judge(self) -> None:
+        outcome = self._outcome
+        outcome.operations = sum(sum(recorder.counts.values()) for recorder in self._recorders.values())
+        broken = bool(outcome.problems)
+        for name, workload in self._workloads.items():
+            judgement = workload.judge(formats.read(self.history_of(name), "jsonl"))
+            outcome.judgements[name] = judgement
+            if not broken and not any(
+                kind == "ok" and count for (_, kind), count in self._recorders[name].counts.items()
+            ):
+                outcome.problems.append(f"no operation of {name} was answered")
+        verdicts = [judgement.valid for judgement in outcome.judgements.values()]
+        if outcome.problems or False in verdicts:
+            outcome.valid = False
+        else:
+            outcome.valid = None if None in verdicts else True
+        (self._options.out / "verdict.json").write_bytes(orjson.dumps(self._document(), option=orjson.OPT_INDENT_2))
+
+    def _document(self) -> dict[str, object]:
+        outcome, options = self._outcome, self._options
+        return {
+            "valid": "unknown" if outcome.valid is None else outcome.valid,
+            "seed": options.seed,
+            "nodes": options.nodes,
+            "seconds": options.seconds,
+            "recovery_seconds": outcome.recovery_seconds,
+            "problems": outcome.problems,
+            "faults": outcome.faults,
+            "skipped": outcome.skipped,
+            "workloads": {
+                name: {
+                    "valid": "unknown" if judgement.valid is None else judgement.valid,
+                    "found": judgement.lines,
+                    "operations": {f"{f} {kind}": count for (f, kind), count in sorted(self._counts(name))},
+                    **judgement.numbers,
+                }
+                for name, judgement in outcome.judgements.items()
+            },
+        }
+
+    def _counts(self, name: str) -> list[tuple[tuple[str, str], int]]:
+        return list(self._recorders[name].counts.items())
