@@ -57,7 +57,7 @@ class LocalCluster:
         if self._data is None:
             self._temporary = Path(tempfile.mkdtemp(prefix="kvstore-"))
         try:
-            ports = {name: _FreePort.take() for name in self._names}
+            ports = {name: FreePort.take() for name in self._names}
             self._addresses = {name: port.address for name, port in ports.items()}
             async with asyncio.timeout(START_SECONDS_MAX):
                 await self._start_all(ports)
@@ -67,7 +67,7 @@ class LocalCluster:
             raise
         return self
 
-    async def _start_all(self, ports: Mapping[str, _FreePort]) -> None:
+    async def _start_all(self, ports: Mapping[str, FreePort]) -> None:
         """All at once; where one can't start, the others are stopped before its error is told."""
         starts = [asyncio.ensure_future(self._start(name, port)) for name, port in ports.items()]
         try:
@@ -126,7 +126,7 @@ class LocalCluster:
         )
 
     async def _start(
-        self, name: str, port: _FreePort | None = None, join: tuple[str, ...] = (), folder: str = ""
+        self, name: str, port: FreePort | None = None, join: tuple[str, ...] = (), folder: str = ""
     ) -> Node:
         address = self._addresses[name] if port is None else port.address
         listener, datagrams = (None, None) if port is None else (port.listener, port.datagrams)
@@ -149,7 +149,7 @@ class LocalCluster:
 
     async def add(self, name: str, *, folder: str = "") -> Node:
         """Start a new node that joins; its directory is called like it, or `folder`."""
-        return await self._start(name, _FreePort.take(), tuple(self._running_addresses()), folder)
+        return await self._start(name, FreePort.take(), tuple(self._running_addresses()), folder)
 
     def _running_addresses(self) -> list[str]:
         return [node.address for node in self.nodes.values()]
@@ -200,7 +200,7 @@ class LocalCluster:
 
 
 @dataclass(frozen=True, slots=True)
-class _FreePort:
+class FreePort:
     """A port that is held for both TCP and UDP, so that nobody else can take it before the node does."""
 
     listener: socket.socket
