@@ -23,6 +23,19 @@ class NodeAddress:
     address: str  # HOST:PORT
 
 
+class NodeAddresses(dict[str, NodeAddress]):
+    """By node id; only a hint. Written by item assignment alone, so that whoever shows names hears of a change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.on_change: Callable[[], None] = lambda: None
+
+    def __setitem__(self, node: str, place: NodeAddress) -> None:
+        if self.get(node) != place:
+            super().__setitem__(node, place)
+            self.on_change()
+
+
 @dataclass(slots=True)
 class Environment:
     config: NodeConfig
@@ -33,7 +46,7 @@ class Environment:
     metrics: Metrics
     log_store: LogStore
     state_store: StateStore
-    addresses: dict[str, NodeAddress] = field(default_factory=dict)  # by node id; only a hint
+    addresses: NodeAddresses = field(default_factory=NodeAddresses)
     disk_full: bool = False
     stopped: list[int] = field(default_factory=list)  # groups whose replica was stopped, for the host to look at
     perf: Callable[[], float] = lambda: 0.0  # seconds, for latency histograms only

@@ -89,6 +89,7 @@ class HostCore:
         self.hibernation = Hibernation(self.replicas, self.liveness, election_ticks=election_ticks)
         self._put_off: dict[int, None] = {}  # groups whose campaign waits for the next tick, in turn
         self.leads_anew = False  # what is led here, or its descriptor or term, has changed since the driver looked
+        self.routes_anew: dict[int, None] = {}  # groups whose route may have changed, for the router's map to take
 
     def add(self, replica: Replica) -> None:
         assert replica.group not in self.replicas
@@ -100,6 +101,8 @@ class HostCore:
         self.dirty.pop(group, None)
         self.removed.pop(group, None)
         self.hibernation.drop(group)
+        self.leads_anew = True
+        self.routes_anew[group] = None
         return self.replicas.pop(group)
 
     def mark(self, replica: Replica) -> None:
@@ -142,15 +145,14 @@ class HostCore:
 
     def _tick_one(self, replica: Replica, now_ms: int) -> None:
         raw = replica.raw
-        if raw.role == Role.LEADER and self.hibernation.consider(replica):
-            self.mark(replica)
         try:
             replica.tick(now_ms)
         except DamagedRecord as error:
             replica.rot(error)
             self.mark(replica)
             return
-        if raw.has_ready() or replica.reads.waiting or replica.healing.healed:
+        begins_sleep = raw.role == Role.LEADER and self.hibernation.consider(replica)
+        if begins_sleep or raw.has_ready() or replica.reads.waiting or replica.healing.healed:
             self.mark(replica)
 
     def _settle_stopped(self) -> None:
@@ -333,7 +335,6 @@ class HostCore:
         for replica, ready in effects.readys:
             committed += len(ready.committed)
             replica.apply(ready)
-            self.leads_anew |= replica.leads_anew()
             if replica.raw.has_ready():
                 self.mark(replica)
         if committed:
@@ -345,6 +346,9 @@ class HostCore:
     def _settle(self, replica: Replica) -> None:
         if self.replicas.get(replica.group) is not replica:
             return
+        self.leads_anew |= replica.leads_anew()
+        if replica.route_anew():
+            self.routes_anew[replica.group] = None
         if replica.removed:
             self.removed[replica.group] = replica
         if self.hibernation.settle(replica):

@@ -43,6 +43,7 @@ class HostDriver:
         self.snapshots = Snapshots(self.core, environment, self.lifecycle, self.flusher, self.schedule_pump)
         self.on_fatal = on_fatal
         self.on_leads_anew: Callable[[], None] = lambda: None  # what is led here has changed
+        self.on_routes_anew: Callable[[], None] = lambda: None  # `core.routes_anew` holds something
         self._haste = Haste(environment.rng)
         self._haste_handle: asyncio.TimerHandle | None = None
         self._watchers: list[asyncio.Future[None]] = []  # who waits for something that a turn may bring
@@ -169,6 +170,8 @@ class HostDriver:
         if self.core.leads_anew:
             self.core.leads_anew = False
             self.on_leads_anew()
+        if self.core.routes_anew:
+            self.on_routes_anew()
         if self.core.dirty:
             self.schedule_pump()
         self._wake_watchers()

@@ -68,6 +68,8 @@ class Replica:
         self.installing = False  # a snapshot is being written under it: Raft stands still
         self.leader_changes = 0
         self._led: tuple[int, ShardDescriptor] | None = None  # as last looked at by `leads_anew`
+        self._routed: ShardDescriptor | None = None  # as last looked at by `route_anew`
+        self._route_touched = True  # since then
         self._deposed_at_ms = -1  # when leadership was lost with writes proposed; -1 = not, or they are given up
         if state is not None:
             self._learn_membership()
@@ -106,6 +108,15 @@ class Replica:
             return False
         waits = self.reads.rounds or self.reads.waiting or self.healing.damaged or self._deposed_at_ms >= 0
         return not self.raw.asleep or bool(waits)
+
+    def route_anew(self) -> bool:
+        """Whether the shard, or the leader that this replica knows, may be another one than at the last call."""
+        descriptor = self.state.descriptor if self.state is not None else None
+        if descriptor is self._routed and not self._route_touched:
+            return False
+        self._routed = descriptor
+        self._route_touched = False
+        return True
 
     @property
     def leader_node(self) -> str | None:
@@ -435,6 +446,7 @@ class Replica:
 
     def _on_role_change(self) -> None:
         raw = self.raw
+        self._route_touched = True
         self.leader_changes += 1
         self.environment.metrics.leader_changes += 1
         self.environment.metrics.elections += raw.role == Role.CANDIDATE
@@ -478,6 +490,7 @@ class Replica:
     def stop(self, message: str, *, reason: str = "") -> None:
         """From here on every request is refused at once: nothing would answer it any more."""
         self.failed = reason or message
+        self._route_touched = True
         self.end_requests(message)
 
     def end_requests(self, message: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ from kvstore.base.clock import Clock
 from kvstore.base.config import NodeConfig
 from kvstore.base.metrics import Metrics
 from kvstore.base.operations import Delete, Get, Mutation, Put, encode
+from kvstore.base.shards import Replica as Place
+from kvstore.base.shards import ShardDescriptor, keyspace_range
 from kvstore.base.stream import LINEARIZABLE, Mutate, Read, Refused, Results
-from kvstore.placement.founding import founding_shards
+from kvstore.placement.founding import Founders, founding_shards
 from kvstore.replica.environment import Environment, NodeAddress
 from kvstore.replica.host_driver import HostDriver
 from kvstore.replica.replica import Replica
@@ -29,10 +31,12 @@ from kvstore.router.shard_map import ShardMap
 from kvstore.storage.memory import MemoryDisk, MemoryLogStore, MemoryStateStore
 from kvstore.transport.hello import Identity
 from kvstore.transport.memory import MemoryNetwork, MemoryTransport
-from raft import Role
+from kvstore.transport.settings import TransportSettings
+from raft import ConfState, Role
 from tests.client.virtual_loop import VirtualLoop
 
 SHARD = 2
+FIRST_MORE = 10
 Answer = Results | Refused
 
 
@@ -121,35 +125,41 @@ class SimNode:
     # -- requests
 
     def mutate(
-        self, *operations: Mutation, timeout_ms: int = 10_000, version: int = 1, session: bytes = b""
+        self,
+        *operations: Mutation,
+        timeout_ms: int = 10_000,
+        version: int = 1,
+        session: bytes = b"",
+        shard: int = SHARD,
     ) -> asyncio.Future[Answer]:
         """Straight to this node's replica."""
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         raw = msgspec.Raw(encode(list(operations)))
         self.router.mutate(
-            Mutate(1, SHARD, version, timeout_ms, session, 0, self.router.stamp_ms(), raw), future.set_result
+            Mutate(1, shard, version, timeout_ms, session, 0, self.router.stamp_ms(), raw), future.set_result
         )  # twice raises
         return future
 
-    def put(self, key: bytes, value: bytes, *, timeout_ms: int = 10_000) -> asyncio.Future[Answer]:
-        return self.mutate(Put(0, key, value), timeout_ms=timeout_ms)
+    def put(self, key: bytes, value: bytes, *, timeout_ms: int = 10_000, shard: int = SHARD) -> asyncio.Future[Answer]:
+        return self.mutate(Put(0, key, value), timeout_ms=timeout_ms, shard=shard)
 
     def delete(self, key: bytes) -> asyncio.Future[Answer]:
         return self.mutate(Delete(0, key))
 
     def get(
-        self, key: bytes, *, timeout_ms: int = 10_000, max_staleness_ms: int = LINEARIZABLE
+        self, key: bytes, *, timeout_ms: int = 10_000, max_staleness_ms: int = LINEARIZABLE, shard: int = SHARD
     ) -> asyncio.Future[Answer]:
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         raw = msgspec.Raw(encode([Get(0, key)]))
-        self.router.read(Read(1, SHARD, 1, timeout_ms, max_staleness_ms, raw), future.set_result)
+        self.router.read(Read(1, shard, 1, timeout_ms, max_staleness_ms, raw), future.set_result)
         return future
 
 
 class World:
-    """Nodes a, b, c found a cluster; `spare` ones have no replica."""
+    """Nodes a, b, c found a cluster; `spare` ones have no replica. `more`: groups beside the two of every cluster, from
+    FIRST_MORE on, each a keyspace of its own."""
 
-    def __init__(self, *, nodes: int = 3, spare: int = 0, seed: int = 0, **settings: Any) -> None:
+    def __init__(self, *, nodes: int = 3, spare: int = 0, seed: int = 0, more: int = 0, **settings: Any) -> None:
         self.rng = random.Random(seed)
         self.settings: dict[str, Any] = {
             "tick_ms": 20,
@@ -157,7 +167,10 @@ class World:
             "election_ms": 300,
             "flush_interval_ms": 3_600_000,
         } | settings
-        self.network = MemoryNetwork(random.Random(seed + 1))
+        self.more = more
+        self.network = MemoryNetwork(
+            random.Random(seed + 1), settings=TransportSettings.for_elections(self.settings["election_ms"])
+        )
         self.nodes = {name: SimNode(self, name) for name in "abcdefg"[: nodes + spare]}
         self.founders = list(self.nodes.values())[:nodes]
 
@@ -166,7 +179,8 @@ class World:
         loop = asyncio.get_running_loop()
         for node in self.nodes.values():
             node.open()
-            for descriptor, conf_state in founding_shards(founders) if node in self.founders else []:
+            shards = (*founding_shards(founders), *more_shards(founders, self.more)) if node in self.founders else ()
+            for descriptor, conf_state in shards:
                 written: asyncio.Future[None] = loop.create_future()
                 node.host.lifecycle.found(
                     descriptor, conf_state, stamp=1, done=functools.partial(written.set_result, None)
@@ -206,6 +220,16 @@ class World:
 
     def isolate(self, node: SimNode) -> None:
         self.network.partition([node.node], [one.node for one in self.others(node)])
+
+
+def more_shards(founders: Founders, count: int) -> Iterator[tuple[ShardDescriptor, ConfState]]:
+    """Made-up ones, which found as any other."""
+    ids = tuple(range(1, 1 + len(founders)))
+    for group in range(FIRST_MORE, FIRST_MORE + count):
+        start, end = keyspace_range(group)
+        replicas = tuple(Place(node, place) for (_, node, _), place in zip(founders, ids, strict=True))
+        shard = ShardDescriptor(id=group, keyspace=group, start=start, end=end, version=1, conf=1, replicas=replicas)
+        yield shard, ConfState(voters=ids)
 
 
 def simulated(body: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
