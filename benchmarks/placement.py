@@ -122,19 +122,17 @@ class PaperCluster:
 
 
 def uniform_cluster(nodes: int, shards: int, rng: random.Random, *, zones: int = 5, skip: int = 0) -> PaperCluster:
-    """Shards on all but the last `skip` nodes, three replicas in three zones each, as even as dealing cards is."""
+    """Shards on all but the last `skip` nodes, three replicas in three zones each, at random among the emptiest."""
     cluster = PaperCluster()
     ids = [cluster.add_node(number, zone=f"z{number % zones}") for number in range(nodes)]
-    dealt = ids[: nodes - skip]
-    place = 0
+    by_zone: dict[str, list[str]] = {}
+    for node in ids[: nodes - skip]:
+        by_zone.setdefault(cluster.view.nodes[node].zone, []).append(node)
     for shard in range(2, shards + 2):
-        voters: list[str] = []
-        while len(voters) < 3:
-            node = dealt[place % len(dealt)]
-            place += 1
-            if all(cluster.view.nodes[node].zone != cluster.view.nodes[one].zone for one in voters):
-                voters.append(node)
-        rng.shuffle(voters)
+        voters = []
+        for zone in rng.sample(sorted(by_zone), min(3, len(by_zone))):
+            few = min(len(cluster.view.replicas[node]) for node in by_zone[zone])
+            voters.append(rng.choice([node for node in by_zone[zone] if len(cluster.view.replicas[node]) == few]))
         cluster.add_shard(shard, voters, rng.randint(8, 60) * MIB)
     return cluster
 
@@ -224,7 +222,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     print(f"{arguments.nodes} nodes, {arguments.shards} shards, 3 replicas, 5 zones, seed {arguments.seed}")
-    heads = ("", "rounds", "replicas moved", "at least", "leaders moved", "at least", "replicas off", "leaders off", "load off",
+    heads = ("", "rounds", "moved", "at least", "transfers", "at least", "replicas off", "leaders off", "load off",
              "restless", "CPU s")  # fmt: skip
     print(f"{heads[0]:30}" + "".join(f"{head:>14}" for head in heads[1:-1]) + f"{heads[-1]:>8}")
     for one in scenarios(arguments.nodes, arguments.shards, arguments.seed):

@@ -51,10 +51,10 @@ def byte_distances(view: View) -> dict[str, Distance]:
     return distances(view, {node: view.data_bytes[node] for node in view.shares()}, step=float(BYTES_MIN))
 
 
-def in_bounds(numbers: dict[str, Distance], *, away: str, to: str) -> bool:
-    """Whether one replica may move without bringing the number of either node out of bounds."""
+def in_bounds(numbers: dict[str, Distance], *, away: str, to: str, slack: float = 0.0) -> bool:
+    """Whether one replica may move without bringing the number of either node further than `slack` out of bounds."""
     source, target = numbers[away], numbers[to]
-    return source.excess - 1 >= -source.tolerance and target.excess + 1 <= target.tolerance
+    return source.excess - 1 >= -source.tolerance - slack and target.excess + 1 <= target.tolerance + slack
 
 
 def balance_replicas(view: View) -> Iterator[Plan]:
