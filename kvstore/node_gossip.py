@@ -139,8 +139,15 @@ class NodeGossip:
         if not isinstance(event, MemberChanged):
             return
         old, new = event.old, event.new
-        if old is None or old.state != new.state:
-            logger.info("member %s (%s at %s) is %s", new.name, new.node[:8], new.address, new.state.name.lower())
+        if old is None or old.state != new.state or _starts(old) != _starts(new):
+            logger.info(
+                "member %s (node %s at %s, incarnation %d) is %s",
+                new.name,
+                new.node[:8],
+                new.address,
+                new.incarnation,
+                new.state.name.lower(),
+            )
         if not new.is_gone:
             self._learn(new)
         elif new.state == MemberState.DEAD and self.driver.member(new.node) == new:
@@ -159,6 +166,10 @@ class NodeGossip:
             logger.warning("gossip holds %s dead, though there is a connection with it", member.name)
         else:
             self._host.on_peer_gone(member.node)
+
+
+def _starts(member: Member) -> int:
+    return member.incarnation // INCARNATIONS_PER_BOOT
 
 
 def settings_of(config: NodeConfig) -> GossipSettings:
