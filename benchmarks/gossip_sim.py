@@ -141,15 +141,22 @@ class World:
             self._settle(each)
         return nodes
 
-    def join(self, node: SimNode, seed: SimNode) -> None:
-        """The first comparison of states, as a new process begins one: tried each second until it comes about."""
+    def join(self, node: SimNode, *seeds: SimNode) -> None:
+        """As the driver does it: one seed each second, until each has answered or is known; any while nobody lives."""
         generation = node.generation
+        answered: list[SimNode] = []
 
         def attempt() -> None:
-            if node.generation != generation or len(node.swim.view()) > 1:
+            if node.generation != generation:
                 return
-            self._exchange(node, seed)
-            self._later(1.0, attempt)
+            living = [each.member.node for each in node.swim.view()[1:] if not each.member.is_gone]
+            left = [seed for seed in seeds if seed not in answered and seed.node not in living]
+            candidates = left if living else list(seeds)
+            if candidates:
+                seed = self.rng.choice(candidates)
+                if self._exchange(node, seed):
+                    answered.append(seed)
+                self._later(1.0, attempt)
 
         attempt()
 
@@ -160,7 +167,7 @@ class World:
         node.generation += 1
         node.buffer.clear()
 
-    def restart(self, node: SimNode, *, seed: SimNode | None = None) -> None:
+    def restart(self, node: SimNode, *seeds: SimNode) -> None:
         """The same node, another process: it remembers its id and how often it started."""
         assert not node.up
         node.boots += 1
@@ -172,8 +179,8 @@ class World:
         node.swim = self._swim(member, node.rng)
         self._settle(node)
         self._later(0.0, self._push_pull_of(node))
-        if seed is not None:
-            self.join(node, seed)
+        if seeds:
+            self.join(node, *seeds)
 
     def leave(self, node: SimNode) -> None:
         node.leaving = True
@@ -357,11 +364,12 @@ class World:
 
         return action
 
-    def _exchange(self, one: SimNode, other: SimNode) -> None:
+    def _exchange(self, one: SimNode, other: SimNode) -> bool:
         if not self._connects(one, other):
-            return
+            return False
         mine, theirs = one.swim.push_state(), other.swim.push_state()
         other.swim.pull_state(mine, self.now)
         one.swim.pull_state(theirs, self.now)
         self._settle(one)
         self._settle(other)
+        return True

@@ -130,7 +130,7 @@ def test_a_restarted_node_has_a_higher_incarnation(down_seconds: float) -> None:
     victim = world.nodes[3]
     world.crash(victim)
     world.run(down_seconds)
-    world.restart(victim, seed=world.nodes[0])
+    world.restart(victim, world.nodes[0])
     agree(world, 5.0)
     assert all(belief(each, victim).incarnation == 2_000_000 for each in world.nodes)
 
@@ -206,7 +206,8 @@ def test_swarm(seed: int) -> None:
             world.crash(one)
             down.append(one)
         elif what == "restart" and down:
-            world.restart(down.pop(rng.randrange(len(down))), seed=one)
+            again = down.pop(rng.randrange(len(down)))
+            world.restart(again, *(each for each in world.nodes[:12] if each is not again))
         elif what == "pause":
             world.pause(one, rng.uniform(0.5, 30.0))
         elif what == "partition":
@@ -219,7 +220,7 @@ def test_swarm(seed: int) -> None:
         elif what == "deaf":
             one.deaf = True
         elif what == "join":
-            world.join(world.add(f"s{step}"), one)
+            world.join(world.add(f"s{step}"), *world.nodes[:12])
         elif what == "leave" and len(live) > 6:
             world.leave(one)
         world.run(rng.uniform(0.1, 6.0))
@@ -241,7 +242,7 @@ def busy_fingerprint(seed: int) -> str:
     world.leave(world.nodes[3])
     world.join(world.add("new"), world.nodes[0])
     world.run(20.0)
-    world.restart(world.nodes[1], seed=world.nodes[0])
+    world.restart(world.nodes[1], world.nodes[0])
     world.run(5.0)
     return world.fingerprint()
 
