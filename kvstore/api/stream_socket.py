@@ -20,6 +20,7 @@ from kvstore.api.stream import CloseCode, StreamSession
 from kvstore.base.limits import Limits
 from kvstore.base.metrics import Metrics
 from kvstore.router.protocol import Router
+from kvstore.transport.upgrade import GONE_STATUS, upgrade
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +58,8 @@ class StreamEndpoint:
         socket: web.WebSocketResponse = web.WebSocketResponse(
             timeout=CLOSE_SECONDS, autoping=False, compress=False, max_msg_size=self._limits.request_bytes_max
         )
-        await socket.prepare(request)
+        if not await upgrade(socket, request):
+            return web.Response(status=GONE_STATUS)
         connection = _Connection(request, socket, self._heartbeat_seconds)
         connection.session = StreamSession(
             self._router,
@@ -75,7 +77,9 @@ class StreamEndpoint:
         return socket
 
     async def drain(self) -> None:
-        """Refuse new requests, answer what is under way for up to DRAIN_SECONDS, close all streams."""
+        """Refuse new requests, answer what is under way for up to DRAIN_SECONDS, close all streams. Whoever waits for a
+        change of the routes, here or by REST, is answered now."""
+        self._router.end_watches()
         for connection in self._open:
             connection.session.drain()
         deadline = asyncio.get_running_loop().time() + DRAIN_SECONDS

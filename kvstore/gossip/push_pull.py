@@ -44,12 +44,14 @@ from kvstore.transport.hello import (
 from kvstore.transport.protocol import PeerHello
 from kvstore.transport.quiet_log import QuietLog
 from kvstore.transport.settings import TransportSettings
+from kvstore.transport.upgrade import GONE_STATUS, upgrade
 
 log = logging.getLogger(__name__)
 
 TALE_VERSION = 1
 EXCHANGE_SECONDS_MAX = 5.0
-SERVED_MAX = 16  # at once; each may hold a tale of some MiB
+SERVED_MAX = 64  # connections at once, most of which only ask whether this node lives
+EXCHANGES_MAX = 16  # of these; each may hold a tale of some MiB
 DIALS_MAX = 8
 CARGO_ITEMS_MAX = 65_536
 _ADVICE = {
@@ -58,8 +60,8 @@ _ADVICE = {
     Fault.CLUSTER_MISMATCH: "that address is another cluster's: check --join and --initial-cluster",
     Fault.SECRET_MISMATCH: "check --cluster-secret-file on both nodes",
 }
-_ORDINARY = (Fault.NODE_MISMATCH, Fault.OWN_NODE, Fault.LEAVING)
-"""An address has passed to another node; a seed's name means this node, too; the peer stops."""
+_ORDINARY = (Fault.NODE_MISMATCH, Fault.OWN_NODE, Fault.LEAVING, Fault.BUSY)
+"""An address has passed to another node; a seed's name means this node, too; the peer stops, or has much to do."""
 SETTINGS = TransportSettings(hello_seconds_max=3.0, farewell_seconds_max=0.3)
 
 _Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -103,6 +105,7 @@ class PushPull:
         self._quiet = QuietLog(log)
         self._served: dict[asyncio.Task[Any], web.Request] = {}
         self._dialing = 0
+        self._exchanging = 0  # of those served
         self._open = False
         self.done = 0
         self.failed = 0
@@ -186,11 +189,12 @@ class PushPull:
         websocket = web.WebSocketResponse(
             compress=False, max_msg_size=WEBSOCKET_BYTES_MAX, timeout=SETTINGS.farewell_seconds_max
         )
+        if not await upgrade(websocket, request):
+            return web.Response(status=GONE_STATUS)
         task = asyncio.current_task()
         assert task is not None
         self._served[task] = request
         try:
-            await websocket.prepare(request)
             set_socket_options(websocket)
             async with asyncio.timeout(EXCHANGE_SECONDS_MAX):
                 await greet_as_listener(
@@ -205,18 +209,24 @@ class PushPull:
             pass  # the other side has broken off; it tries again with somebody
         finally:
             del self._served[task]
-            if websocket.prepared:
-                _abort(request)
+            _abort(request)
         return websocket
 
     async def _answer(self, websocket: WebSocket) -> None:
-        tale = await _receive_tale(websocket)
-        await _send(websocket, _encode(self._teller.tell()))
-        self._teller.hear(tale)
-        items = await _receive_cargo(websocket)
-        await _send(websocket, _encode(self._teller.lacking(tale.buckets)))
-        self._teller.hear_cargo(items)
-        await websocket.receive()  # the dialer closes, when it has all
+        first = await _receive(websocket)  # a part at most is held until its turn has come
+        if self._exchanging >= EXCHANGES_MAX:
+            raise HelloError(Fault.BUSY, "too many exchanges at once")
+        self._exchanging += 1
+        try:
+            tale = _tale_of(first)
+            await _send(websocket, _encode(self._teller.tell()))
+            self._teller.hear(tale)
+            items = await _receive_cargo(websocket)
+            await _send(websocket, _encode(self._teller.lacking(tale.buckets)))
+            self._teller.hear_cargo(items)
+            await websocket.receive()  # the dialer closes, when it has all
+        finally:
+            self._exchanging -= 1
 
     def _admit(self, _: PeerHello) -> None:
         if not self._open:

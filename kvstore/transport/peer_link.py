@@ -35,6 +35,7 @@ from kvstore.transport.protocol import GroupMessage, PeerHandler, PeerHello
 from kvstore.transport.quiet_log import QuietLog
 from kvstore.transport.settings import TransportSettings
 from kvstore.transport.snapshot_stream import SnapshotReceiver, SnapshotSender
+from kvstore.transport.upgrade import GONE_STATUS, upgrade
 
 log = logging.getLogger(__name__)
 
@@ -316,21 +317,19 @@ class WebSocketTransport:
             timeout=settings.farewell_seconds_max,
             heartbeat=settings.snapshot_heartbeat_seconds if purpose is Purpose.SNAPSHOT else None,
         )
+        if not await upgrade(websocket, request):
+            return web.Response(status=GONE_STATUS)
         try:
-            await websocket.prepare(request)
             set_socket_options(websocket)
             hello = await self._greet(websocket, purpose, request)
             if hello is not None and purpose is Purpose.RAFT:
                 await self._carry(websocket, hello, lambda: _abort(request))
             elif hello is not None:
                 await self._snapshot_receiver.serve(websocket, hello.node, handler)
-        except ConnectionResetError:
-            pass  # closed before the upgrade was answered
         except AssertionError as error:
             _report_bug("a snapshot could not be handled", error)
         finally:
-            if websocket.prepared:
-                _abort(request)
+            _abort(request)
         return websocket
 
     async def _greet(

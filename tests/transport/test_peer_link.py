@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import time
 from collections.abc import AsyncIterator
@@ -400,3 +401,21 @@ async def test_thirty_restarts_leave_nothing_behind(pair: tuple[Node, Node]) -> 
         await one.handler.until_event("up", two.node, two.boot, count=one.boots)
     await asyncio.sleep(0.05)
     assert len(asyncio.all_tasks()) <= tasks + 2
+
+
+async def test_a_dialer_that_has_gone_before_it_is_answered_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As after a pause of this process: the request is read, and its sender gave up long ago."""
+    node = Node("n1")
+    await node.start()
+
+    async def gone(*_: object) -> None:
+        raise ConnectionResetError("Cannot write to closing transport")
+
+    monkeypatch.setattr(aiohttp.web.WebSocketResponse, "prepare", gone)
+    async with aiohttp.ClientSession() as session:
+        with pytest.raises(aiohttp.ClientError):
+            await session.ws_connect(f"http://{node.address}/v1/peer/raft")
+    await node.stop()
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
