@@ -83,6 +83,8 @@ def run(
     """
     seed = random.SystemRandom().randrange(1 << 32) if seed is None else seed
     folder = out or Path("jepsen-runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{seed}"
+    if folder.exists() and any(folder.iterdir()):
+        raise click.UsageError(f"{folder} is not empty: an old run's data would be taken for this one's")
     folder.mkdir(parents=True, exist_ok=True)
     options = Options(
         workloads=workloads,

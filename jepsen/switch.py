@@ -1,7 +1,7 @@
 """The network between real nodes, without root: everything they send each other passes through here.
 
 A node listens at one loopback address and is known to the others by another one, at which the switch listens. A TCP
-connection to it comes from whichever process owns its other end (Linux tells in /proc), a datagram from the address
+connection to it comes from whichever process owns its other end (Linux tells), a datagram from the address
 that its sender listens at; so each is put on the link (from, to), and a link can be cut, one way too, made slow, lossy.
 Clients are the source CLIENT, and can be cut off as well.
 
@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
 import socket
 import struct
 from collections import deque
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import cast
 
 CLIENT = "client"
@@ -82,6 +82,7 @@ class Switch:
         self._links: dict[tuple[str, str], Link] = {}
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._sockets = _Sockets()
         self._datagrams_held = 0
         self.datagrams_dropped = 0
 
@@ -133,6 +134,7 @@ class Switch:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._sockets.close()
 
     # -- TCP
 
@@ -141,7 +143,7 @@ class Switch:
         self._tasks.add(task)
         _prepare(writer)
         try:
-            source = self._owner(writer.get_extra_info("peername"))
+            source = self._owner(writer.get_extra_info("peername"), port.known_as)
             far_reader, far_writer = await asyncio.open_connection(*port.listens)
             _prepare(far_writer)
             try:
@@ -168,9 +170,9 @@ class Switch:
                 if isinstance(result, BaseException) and not isinstance(result, OSError | asyncio.CancelledError):
                     raise result
 
-    def _owner(self, peer: tuple[str, int]) -> str:
-        """The node whose process is at the other end of a connection that came from there."""
-        inode = _inode_of(peer)
+    def _owner(self, peer: tuple[str, int], here: tuple[str, int]) -> str:
+        """The node whose process is at the other end of a connection from `peer` to `here`."""
+        inode = self._sockets.inode(peer, here)
         for name, port in self._ports.items():
             if inode is not None and port.pid is not None and _holds(port.pid, inode):
                 return name
@@ -260,23 +262,47 @@ def _prepare(writer: asyncio.StreamWriter) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
-def _inode_of(address: tuple[str, int]) -> str | None:
-    """Of the local socket that is bound there, as /proc/net/tcp lists it."""
-    host, port = address
-    wanted = f"{socket.inet_aton(host)[::-1].hex().upper()}:{port:04X}"
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        fields = line.split()
-        if fields[1] == wanted:
-            return fields[9]
-    return None
+class _Sockets:
+    """Asks the kernel which socket is at the other end of a local connection (netlink, sock_diag(7)): in one step,
+    where /proc/net/tcp would have to be read as a whole, with thousands of closed connections in it."""
+
+    _REQUEST = struct.Struct("=IHHII BBBxI HH16s16sI8s")
+    _ANY = b"\xff" * 8
+    _INODE_AT = 16 + 68  # behind the netlink header, in struct inet_diag_msg
+    _BY_FAMILY = 20
+    _NETLINK_SOCK_DIAG = 4
+    _ALL_STATES = 0xFFFF_FFFF
+
+    def __init__(self) -> None:
+        self._netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, self._NETLINK_SOCK_DIAG)
+        self._netlink.settimeout(1.0)
+
+    def inode(self, source: tuple[str, int], target: tuple[str, int]) -> int | None:
+        """Of the socket that is bound at `source` and connected with `target`; None if there is none any more."""
+        source_port, target_port = (socket.htons(port) for port in (source[1], target[1]))
+        request = self._REQUEST.pack(
+            self._REQUEST.size, self._BY_FAMILY, 1, 0, 0,  # length, type, NLM_F_REQUEST, sequence, to the kernel
+            socket.AF_INET, socket.IPPROTO_TCP, 0, self._ALL_STATES,
+            source_port, target_port, socket.inet_aton(source[0]), socket.inet_aton(target[0]), 0, self._ANY,
+        )  # fmt: skip
+        self._netlink.send(request)
+        answer = self._netlink.recv(4_096)
+        if struct.unpack_from("=H", answer, 4)[0] != self._BY_FAMILY:
+            return None
+        found: int = struct.unpack_from("=I", answer, self._INODE_AT)[0]
+        return found or None
+
+    def close(self) -> None:
+        self._netlink.close()
 
 
-def _holds(pid: int, inode: str) -> bool:
+def _holds(pid: int, inode: int) -> bool:
     """Whether the process has the socket open."""
     wanted = f"socket:[{inode}]"
+    folder = f"/proc/{pid}/fd"
     with contextlib.suppress(OSError):
-        for link in Path(f"/proc/{pid}/fd").iterdir():
+        for name in os.listdir(folder):
             with contextlib.suppress(OSError):
-                if str(link.readlink()) == wanted:
+                if os.readlink(f"{folder}/{name}") == wanted:
                     return True
     return False
