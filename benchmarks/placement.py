@@ -17,8 +17,9 @@ from dataclasses import dataclass, replace
 
 from kvstore.base.ids import META_SHARD
 from kvstore.base.limits import GIB, MIB
-from kvstore.placement.board import OperatorBoard
+from kvstore.placement.board import NEEDS_TARGET, OperatorBoard
 from kvstore.placement.operators import Operator, Step, StepKind
+from kvstore.placement.safety import has_quorum
 from kvstore.placement.schedulers.leaders import leader_bounds
 from kvstore.placement.schedulers.replicas import replica_distances
 from kvstore.placement.thresholds import Thresholds
@@ -37,6 +38,7 @@ class PaperCluster:
         self.replica_moves = 0
         self.leader_moves = 0
         self.failed = 0
+        self._leaderless: set[int] = set()
 
     def add_node(self, number: int, zone: str = "", host: str = "") -> str:
         node = NodeView(id=f"id{number:03}", name=f"n{number}", zone=zone, host=host, capacity_bytes=1_000 * GIB)
@@ -83,17 +85,25 @@ class PaperCluster:
     def _elect(self) -> None:
         """Leaders on nodes that are down are followed by others, where there is a quorum."""
         view = self.view
-        for node in [one.id for one in view.nodes.values() if one.health != Health.UP]:
-            for shard in [view.shards[one] for one in view.leaders[node]]:
-                alive = [voter for voter in shard.voters if view.is_up(voter)]
-                if shard.leader == node:
-                    self.leader_moves += 1
-                    view.put_shard(replace(shard, leader=alive[0] if len(alive) >= shard.quorum else None))
+        down = [one.id for one in view.nodes.values() if one.health != Health.UP]
+        led = {shard for node in down for shard in view.leaders[node] if view.shards[shard].leader == node}
+        for shard in sorted(led | self._leaderless):
+            known = view.shards[shard]
+            alive = [voter for voter in known.voters if view.is_up(voter)]
+            if len(alive) >= known.quorum:
+                self._leaderless.discard(shard)
+                self.leader_moves += 1
+                view.put_shard(replace(known, leader=alive[0]))
+            else:
+                self._leaderless.add(shard)
+                view.put_shard(replace(known, leader=None))
 
     def _carry_out(self, operator: Operator, step: Step) -> None:
         shard = self.view.shards[operator.plan.shard]
-        if shard.leader is None:
+        if shard.leader is None or not has_quorum(self.view, shard.voters):
             return
+        if step.kind in NEEDS_TARGET and not self.view.is_up(step.node):
+            return  # a leader waits for a learner that cannot catch up
         if step.kind == StepKind.ADD_LEARNER:
             self.replica_moves += 1
             shard = replace(shard, learners=(*shard.learners, step.node))
@@ -121,12 +131,12 @@ class PaperCluster:
         self.view.put_shard(replace(parent, id=max(self.view.shards) + 1, data_bytes=shard.data_bytes - half))
 
 
-def uniform_cluster(nodes: int, shards: int, rng: random.Random, *, zones: int = 5, skip: int = 0) -> PaperCluster:
-    """Shards on all but the last `skip` nodes, three replicas in three zones each, at random among the emptiest."""
+def uniform_cluster(nodes: int, shards: int, rng: random.Random, *, zones: int = 5) -> PaperCluster:
+    """Three replicas of each shard in three zones, at random among the emptiest."""
     cluster = PaperCluster()
     ids = [cluster.add_node(number, zone=f"z{number % zones}") for number in range(nodes)]
     by_zone: dict[str, list[str]] = {}
-    for node in ids[: nodes - skip]:
+    for node in ids:
         by_zone.setdefault(cluster.view.nodes[node].zone, []).append(node)
     for shard in range(2, shards + 2):
         voters = []
@@ -194,8 +204,12 @@ def scenarios(nodes: int, shards: int, seed: int) -> list[Result]:
     """One after the other on one cluster, but for the first rows, which have one each."""
     rng = random.Random(seed)
     results = []
-    cluster = uniform_cluster(nodes, shards, rng, skip=nodes // 10)
-    results.append(measure(f"{nodes // 10} nodes join {nodes - nodes // 10}", cluster))
+    joining = nodes // 10
+    cluster = uniform_cluster(nodes - joining, shards, rng)
+    cluster.rest()
+    for number in range(nodes - joining, nodes):
+        cluster.add_node(number, zone=f"z{number % 5}")
+    results.append(measure(f"{joining} nodes join {nodes - joining}", cluster))
     rules = cluster.view.thresholds
     dead, drained = sorted(cluster.view.nodes)[:2]
     cluster.change_node(dead, health=Health.DOWN, down_since=cluster.view.now - rules.dead_after_seconds)

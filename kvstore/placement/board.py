@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import deque
 
 from kvstore.placement.operators import STEP_SECONDS_MAX, Kind, Operator, Plan, State, StepKind
-from kvstore.placement.safety import danger
+from kvstore.placement.safety import costs_quorum, danger
 from kvstore.placement.schedulers import schedulers_of
 from kvstore.placement.view import View
 
@@ -99,6 +99,8 @@ class OperatorBoard:
         assert step is not None
         if step.kind in NEEDS_TARGET and not self.view.in_service(step.node):
             return f"{self.view.name(step.node)} is not in service any more"
+        if costs_quorum(self.view, self.view.shards[operator.plan.shard], step):
+            return "with the nodes that are down now it would cost the quorum"
         if self.view.now - operator.step_began > STEP_SECONDS_MAX[step.kind]:
             last = f"; last: {operator.error}" if operator.error else ""
             return f"{step.kind} was not done within {STEP_SECONDS_MAX[step.kind]:.0f} s{last}"

@@ -7,8 +7,9 @@ change, the voters that are up are a majority, if they are one now; at its end i
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 
-from kvstore.placement.operators import Plan, StepKind
+from kvstore.placement.operators import Plan, Step, StepKind
 from kvstore.placement.view import ShardView, View
 
 
@@ -18,35 +19,58 @@ def has_quorum(view: View, voters: Collection[str]) -> bool:
 
 def danger(view: View, shard: ShardView, plan: Plan) -> str | None:
     """What is wrong with the plan; None = nothing."""
-    voters, learners, leader = set(shard.voters), set(shard.learners), shard.leader
-    if not has_quorum(view, voters):
+    if not has_quorum(view, shard.voters):
         return "the shard has no quorum"
+    sketch = _Sketch(set(shard.voters), set(shard.learners), shard.leader)
     for step in plan.steps:
-        node = step.node
-        if step.kind == StepKind.ADD_LEARNER:
-            if node in voters | learners:
-                return f"a second replica on {view.name(node)}"
-            learners.add(node)
-        elif step.kind in (StepKind.PROMOTE, StepKind.SWAP):
-            if node not in learners:
-                return f"{view.name(node)} has no learner to promote"
-            learners.remove(node)
-            voters.add(node)
-            if step.kind == StepKind.SWAP:
-                if step.other == leader:
-                    return "the leader is removed"
-                voters.discard(step.other)
-        elif step.kind == StepKind.REMOVE:
-            if node == leader:
-                return "the leader is removed"
-            voters.discard(node)
-            learners.discard(node)
-        elif step.kind == StepKind.TRANSFER:
-            if node not in voters or not view.is_up(node):
-                return f"{view.name(node)} cannot lead"
-            leader = node
-        if not has_quorum(view, voters):
-            return f"no quorum after: {step.kind} {view.name(node)}"
-    if voters | learners != set(plan.placement.nodes):
+        objection = sketch.do(view, step)
+        if objection is not None:
+            return objection
+    if sketch.voters | sketch.learners != set(plan.placement.nodes):
         return "the steps do not lead to the placement"
     return None
+
+
+def costs_quorum(view: View, shard: ShardView, step: Step) -> bool:
+    """Whether doing this step now would: since its plan was made, nodes may have died. Only a removal can; a newcomer
+    that is up never makes a majority smaller."""
+    if step.kind != StepKind.REMOVE or not has_quorum(view, shard.voters):
+        return False
+    return not has_quorum(view, [node for node in shard.voters if node != step.node])
+
+
+@dataclass(slots=True)
+class _Sketch:
+    """A shard on paper, after some steps."""
+
+    voters: set[str]
+    learners: set[str]
+    leader: str | None
+
+    def do(self, view: View, step: Step) -> str | None:
+        """Do the step, or say what is wrong with it."""
+        node = step.node
+        if step.kind == StepKind.ADD_LEARNER:
+            if node in self.voters | self.learners:
+                return f"a second replica on {view.name(node)}"
+            self.learners.add(node)
+        elif step.kind in (StepKind.PROMOTE, StepKind.SWAP):
+            if node not in self.learners:
+                return f"{view.name(node)} has no learner to promote"
+            if step.kind == StepKind.SWAP and step.other == self.leader:
+                return "the leader is removed"
+            self.learners.remove(node)
+            self.voters.add(node)
+            self.voters.discard(step.other)
+        elif step.kind == StepKind.REMOVE:
+            if node == self.leader:
+                return "the leader is removed"
+            self.voters.discard(node)
+            self.learners.discard(node)
+        elif step.kind == StepKind.TRANSFER:
+            if node not in self.voters or not view.is_up(node):
+                return f"{view.name(node)} cannot lead"
+            self.leader = node
+        if not has_quorum(view, self.voters):
+            return f"no quorum after: {step.kind} {view.name(node)}"
+        return None

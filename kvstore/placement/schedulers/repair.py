@@ -44,7 +44,8 @@ def _repair_one(view: View, shard: ShardView) -> Plan | None:
             reason = "was removed from the cluster" if view.is_removed(lost[0]) else "is down for too long"
             why = f"{view.name(lost[0])} {reason}"
             return replace(view, shard, away=lost[0], to=target.id, kind=Kind.REPAIR, reason=why)
-        if view.is_removed(lost[0]) and len(view.serving()) <= len(shard.voters) - len(lost):
+        others = [one for one in view.nodes if one not in shard.nodes and not view.is_removed(one)]
+        if view.is_removed(lost[0]) and not others:
             why = f"{view.name(lost[0])} was removed from the cluster, and no other node is left"
             return remove(view, shard, node=lost[0], kind=Kind.REPAIR, reason=why)
         return None
@@ -63,8 +64,8 @@ def _finish(view: View, shard: ShardView, *, missing: int) -> Plan | None:
 
 
 def _shrink(view: View, shard: ShardView, wanted: int) -> Plan | None:
-    """One voter less: a lost one, one that is drained, one that crowds a zone, the one on the fullest node; rather a
-    follower than the leader."""
+    """One voter less: a lost one, one that is drained, one that crowds a zone, the one on the fullest node, the latest;
+    rather a follower than the leader."""
     shares = view.shares()
 
     def unwanted(node: str) -> tuple[object, ...]:
@@ -77,7 +78,7 @@ def _shrink(view: View, shard: ShardView, wanted: int) -> Plan | None:
             rest,
             node == shard.leader,
             -fullness,
-            node,
+            -shard.voters.index(node),
         )
 
     reason = f"{len(shard.voters)} replicas where {wanted} are wanted"

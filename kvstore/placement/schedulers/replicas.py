@@ -31,14 +31,14 @@ class Distance:
     tolerance: float
 
 
-def distances(view: View, counts: dict[str, int], *, step: float) -> dict[str, Distance]:
+def distances(view: View, counts: dict[str, int], *, step: float, factor: float = 1.0) -> dict[str, Distance]:
     """Of the nodes in service. counts: by node; step: the least tolerance, in the same unit."""
     shares = view.shares()
     total = sum(counts.values())
     found = {}
     for node, part in shares.items():
         ideal = part * total
-        tolerance = max(step, view.thresholds.balance_tolerance * ideal)
+        tolerance = max(step, factor * view.thresholds.balance_tolerance * ideal)
         found[node] = Distance(node, counts[node] - ideal, tolerance)
     return found
 
@@ -48,7 +48,9 @@ def replica_distances(view: View) -> dict[str, Distance]:
 
 
 def byte_distances(view: View) -> dict[str, Distance]:
-    return distances(view, {node: view.data_bytes[node] for node in view.shares()}, step=float(BYTES_MIN))
+    """Twice the tolerance of numbers: sizes change by themselves."""
+    counts = {node: view.data_bytes[node] for node in view.shares()}
+    return distances(view, counts, step=float(BYTES_MIN), factor=2.0)
 
 
 def in_bounds(numbers: dict[str, Distance], *, away: str, to: str, slack: float = 0.0) -> bool:
@@ -88,7 +90,13 @@ def balance_bytes(view: View) -> Iterator[Plan]:
             reason = f"{view.name(source.node)} has {source.excess / MIB:+.0f} MiB off its share, "
             reason += f"{view.name(target.node)} {target.excess / MIB:+.0f} MiB"
             plan = _move(
-                view, source.node, target.node, best_bytes=gap / 2, bytes_min=gap / 16, bytes_max=gap, reason=reason
+                view,
+                source.node,
+                target.node,
+                best_bytes=gap / 2,
+                bytes_min=min(gap / 16, SIZE_STEP),
+                bytes_max=gap,
+                reason=reason,
             )
             if plan is not None:
                 break
