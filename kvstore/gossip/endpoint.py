@@ -24,7 +24,7 @@ from kvstore.gossip.seal import DATAGRAM_BYTES_MAX
 
 BATCH = 64
 WAITING_MAX = 8
-RECEIVE_BUFFER_BYTES = 1 << 20  # about a thousand datagrams: what arrives while the loop is busy for some milliseconds
+RECEIVE_BUFFER_BYTES = 1 << 20  # wanted; Linux gives net.core.rmem_max at most, 208 KiB usually: some 200 datagrams
 _SKIPPED = (BlockingIOError, InterruptedError)
 
 
@@ -117,7 +117,8 @@ class UdpEndpoint:
             pass  # nothing more for now
         except OSError as error:
             self._count(_name(error))
-        self._on_batch()
+        finally:
+            self._on_batch()
 
     def _count(self, name: str) -> None:
         self.errors[name] = self.errors.get(name, 0) + 1

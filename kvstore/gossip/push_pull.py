@@ -213,12 +213,12 @@ class PushPull:
         return websocket
 
     async def _answer(self, websocket: WebSocket) -> None:
-        first = await _receive(websocket)  # a part at most is held until its turn has come
+        part = await _receive_part(websocket)  # more than this is not taken until it is its turn
         if self._exchanging >= EXCHANGES_MAX:
             raise HelloError(Fault.BUSY, "too many exchanges at once")
         self._exchanging += 1
         try:
-            tale = _tale_of(first)
+            tale = await _receive_tale(websocket, part)
             await _send(websocket, _encode(self._teller.tell()))
             self._teller.hear(tale)
             items = await _receive_cargo(websocket)
@@ -254,26 +254,33 @@ async def _send(websocket: WebSocket, message: bytes) -> None:
         await websocket.send_bytes(part)
 
 
-async def _receive(websocket: WebSocket) -> bytes:
-    """The next whole message. Raises ConnectionError at the end of the connection, HelloError for a named one."""
+async def _receive_part(websocket: WebSocket) -> bytes:
+    """Raises ConnectionError at the end of the connection, HelloError for a named one."""
+    message = await websocket.receive()
+    if message.type is WSMsgType.BINARY:
+        part: bytes = message.data
+        return part
+    if (refusal := fault_of(message)) is not None:
+        raise refusal
+    raise ConnectionResetError("the peer has closed the connection")
+
+
+async def _receive(websocket: WebSocket, part: bytes | None = None) -> bytes:
+    """The next whole message, of which `part` has come already."""
     assembler = Assembler()
     while True:
-        message = await websocket.receive()
-        if message.type is not WSMsgType.BINARY:
-            if (refusal := fault_of(message)) is not None:
-                raise refusal
-            raise ConnectionResetError("the peer has closed the connection")
         try:
-            whole = assembler.feed(message.data)
+            whole = assembler.feed(await _receive_part(websocket) if part is None else part)
         except FrameError as error:
             raise HelloError(Fault.MALFORMED, str(error)) from None
         if whole is not None:
             return whole
+        part = None
 
 
-async def _receive_tale(websocket: WebSocket) -> Tale:
+async def _receive_tale(websocket: WebSocket, part: bytes | None = None) -> Tale:
     try:
-        tale = _decode_tale(await _receive(websocket))
+        tale = _decode_tale(await _receive(websocket, part))
     except _MALFORMED as error:
         raise HelloError(Fault.MALFORMED, f"not a tale: {error}"[:100]) from None
     if tale.version != TALE_VERSION:
