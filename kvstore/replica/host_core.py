@@ -25,21 +25,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+import msgspec
+
 from kvstore.base.config import NodeConfig
 from kvstore.base.errors import DamagedRecord
 from kvstore.replica.environment import Environment
 from kvstore.replica.haste import Campaign, Reason
 from kvstore.replica.hibernation import Hibernation
 from kvstore.replica.liveness import Liveness, Sight
+from kvstore.replica.neighbours import Neighbours
 from kvstore.replica.replica import Replica
 from kvstore.replica.requests import Deadlines
-from kvstore.storage.protocol import LogWrite, ReplicaIdentity
+from kvstore.state.shard_meta import FOUNDING_TERM
+from kvstore.storage.protocol import LogWrite
 from kvstore.transport.protocol import GroupMessage
 from raft import AppendAck, Message, MessageType, Ready, Role, StepRefused
 
 LEADER_MESSAGES = (MessageType.APPEND, MessageType.HEARTBEAT, MessageType.SNAPSHOT)
-FOUNDING_TERM = 1
-"""That of a group in which nobody has ever campaigned."""
 CAMPAIGNS_PER_TICK = 32
 """By time-out, more wait for the next tick: each is a write to the disk on every node, and some 0.3 ms here."""
 
@@ -90,6 +92,7 @@ class HostCore:
         self._put_off: dict[int, None] = {}  # groups whose campaign waits for the next tick, in turn
         self.leads_anew = False  # what is led here, or its descriptor or term, has changed since the driver looked
         self.routes_anew: dict[int, None] = {}  # groups whose route may have changed, for the router's map to take
+        self.neighbours = Neighbours(environment.node, linger_ms=2 * removal_linger_ms(config))
 
     def add(self, replica: Replica) -> None:
         assert replica.group not in self.replicas
@@ -103,6 +106,7 @@ class HostCore:
         self.hibernation.drop(group)
         self.leads_anew = True
         self.routes_anew[group] = None
+        self.neighbours.drop(group, self.environment.clock.boot_ms())
         return self.replicas.pop(group)
 
     def mark(self, replica: Replica) -> None:
@@ -322,13 +326,14 @@ class HostCore:
 
     def _persist_healed(self, effects: Effects, replica: Replica) -> None:
         replica.healing.healed = False
-        identity = ReplicaIdentity(replica_id=replica.replica_id)
+        identity = msgspec.structs.replace(replica.log.identity, damaged_at=0)
         replica.log.identity = identity
         effects.writes.append(LogWrite(group=replica.group, identity=identity))
 
     def apply(self, effects: Effects) -> None:
         """Execute what is committed. Called after the effects were started, so that disk and peers work meanwhile."""
         metrics = self.environment.metrics
+        now_ms = self.environment.clock.boot_ms()
         perf = self.environment.perf
         began = perf()
         committed = 0
@@ -341,11 +346,12 @@ class HostCore:
             metrics.commits += committed
             metrics.apply_seconds.observe(perf() - began)
         for replica in effects.touched:
-            self._settle(replica)
+            self._settle(replica, now_ms)
 
-    def _settle(self, replica: Replica) -> None:
+    def _settle(self, replica: Replica, now_ms: int) -> None:
         if self.replicas.get(replica.group) is not replica:
             return
+        self.neighbours.settle(replica.group, replica.state, now_ms)
         self.leads_anew |= replica.leads_anew()
         if replica.route_anew():
             self.routes_anew[replica.group] = None
@@ -385,6 +391,12 @@ class HostCore:
 def election_ticks_of(config: NodeConfig) -> int:
     """The smallest election timeout, as the groups count it."""
     return max(4, config.election_ms // config.tick_ms)
+
+
+def removal_linger_ms(config: NodeConfig) -> int:
+    """How long a removed replica is kept: a member that crashes may wake up without the last commit, in the joint state,
+    and need its vote. By then the members have flushed the new configuration."""
+    return 2 * (config.flush_interval_ms + config.election_ms)
 
 
 def add_to(outbox: Outbox, replica: Replica, message: Message) -> None:

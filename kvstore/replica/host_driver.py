@@ -20,7 +20,7 @@ from kvstore.base.errors import Unavailable
 from kvstore.replica.environment import Environment
 from kvstore.replica.flush import Flusher
 from kvstore.replica.haste import CAMPAIGNS_PER_STEP, STEP_MS, Haste
-from kvstore.replica.host_core import LEADER_MESSAGES, HostCore, Outbox, Persisted
+from kvstore.replica.host_core import LEADER_MESSAGES, HostCore, Outbox, Persisted, removal_linger_ms
 from kvstore.replica.lifecycle import Lifecycle
 from kvstore.replica.replica import Replica
 from kvstore.replica.requests import Request
@@ -44,6 +44,7 @@ class HostDriver:
         self.on_fatal = on_fatal
         self.on_leads_anew: Callable[[], None] = lambda: None  # what is led here has changed
         self.on_routes_anew: Callable[[], None] = lambda: None  # `core.routes_anew` holds something
+        self.on_neighbours_anew: Callable[[], None] = lambda: None  # there is a node to be connected with
         self._haste = Haste(environment.rng)
         self._haste_handle: asyncio.TimerHandle | None = None
         self._watchers: list[asyncio.Future[None]] = []  # who waits for something that a turn may bring
@@ -172,6 +173,8 @@ class HostDriver:
             self.on_leads_anew()
         if self.core.routes_anew:
             self.on_routes_anew()
+        if self.core.neighbours.anew:
+            self.on_neighbours_anew()
         if self.core.dirty:
             self.schedule_pump()
         self._wake_watchers()
@@ -202,10 +205,8 @@ class HostDriver:
                 self.lifecycle.admit(envelope.group, envelope.message.to_id)
 
     def _destroy_removed(self, now_ms: int) -> None:
-        """Not at once: a member that crashes may wake up without the last commit, in the joint state, and need the
-        vote of the removed replica. By then the members have flushed the new configuration."""
-        config = self.environment.config
-        linger_ms = 2 * (config.flush_interval_ms + config.election_ms)
+        """Not at once, see `removal_linger_ms`."""
+        linger_ms = removal_linger_ms(self.environment.config)
         over = [
             replica
             for replica in self.core.removed.values()
