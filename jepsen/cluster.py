@@ -48,6 +48,7 @@ class NodeProcess:
         self.environment: dict[str, str] = {}
         self.wanted = False  # whether it should be running
         self.paused = False
+        self.retired = False  # to be removed for good: nobody starts it any more
         self.starts = 0
         self._process: asyncio.subprocess.Process | None = None
 
@@ -168,8 +169,11 @@ class Cluster:
             await self._http.close()
 
     async def start(self, *names: str) -> None:
+        """Those of them that do not run and are not to be removed."""
         for name in names:
-            node = self.nodes[name]
+            node = self.nodes.get(name)
+            if node is None or node.running or node.retired:
+                continue
             await node.start()
             await self.switch.open(name, node.pid)
 

@@ -99,6 +99,11 @@ class Run:
                 await self._attacked(nemeses)
         except ClusterError as error:
             self._outcome.problems.append(str(error))
+        except ExceptionGroup as group:
+            failed, rest = group.split(ClusterError)
+            if failed is None or rest is not None:
+                raise
+            self._outcome.problems.append("; ".join(map(str, leaves(failed))))
         finally:
             for recorder in self._recorders.values():
                 recorder.close()
@@ -289,3 +294,8 @@ class Run:
 
     def _counts(self, name: str) -> list[tuple[tuple[str, str], int]]:
         return list(self._recorders[name].counts.items())
+
+
+def leaves(group: ExceptionGroup[Exception]) -> list[Exception]:
+    """The exceptions themselves, however they are nested."""
+    return [leaf for one in group.exceptions for leaf in (leaves(one) if isinstance(one, ExceptionGroup) else [one])]

@@ -51,13 +51,16 @@ class Membership(Nemesis):
         joined, self._joined = self._joined, None
         if joined is None:
             return
-        if joined in self.cluster.running:
+        node = self.cluster.nodes[joined]
+        node.retired = True
+        if node.running:
             await self.cluster.kill(joined)
         for through in self.cluster.running * 5:
             status, _ = await self.cluster.ask(through, f"/v1/members/{joined}", method="DELETE")
             if status in (200, 404):
                 self.cluster.forget(joined)
                 return
+        node.retired = False
         await self.cluster.start(joined)
 
 
