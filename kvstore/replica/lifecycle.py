@@ -18,18 +18,16 @@ from kvstore.base.config import ReadMode
 from kvstore.base.errors import DamagedRecord
 from kvstore.base.shards import ShardDescriptor
 from kvstore.replica.environment import Environment
-from kvstore.replica.host_core import FOUNDING_TERM, HostCore, election_ticks_of
+from kvstore.replica.host_core import HostCore, election_ticks_of
 from kvstore.replica.membership import image_conf_state
 from kvstore.replica.replica import Replica
 from kvstore.state.shard import ShardState
+from kvstore.state.shard_meta import FOUNDING_INDEX, FOUNDING_TERM
 from kvstore.storage.protocol import GroupLog, LogWrite, ReplicaIdentity, ShardImage
 from raft import Config, ConfState, HardState, RawNode, SnapshotMeta
 from raft.errors import LogCompacted, LogUnavailable
 
 logger = logging.getLogger(__name__)
-
-FOUNDING_INDEX = 1
-"""With FOUNDING_TERM: where the logs of founders begin, so that an empty log (index 0) always needs a snapshot."""
 
 
 def _nothing() -> None:

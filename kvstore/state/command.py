@@ -1,7 +1,8 @@
 """The payload of a log entry: a stamp and the commands that the leader gathered under it.
 
-Layout: one byte FORMAT, then the MessagePack array [stamp, [command, ...]]. A command begins with its tag; split,
-merge and others will be further tags. A write embeds the operations as the very bytes that the client sent.
+Layout: one byte FORMAT, then the MessagePack array [stamp, [command, ...]]. A command begins with its tag. A write
+embeds the operations as the very bytes that the client sent. A split is alone in its entry: what is in front of it in
+the log is the undivided shard's, what is behind it belongs to one half.
 
 Invariant: `decode_payload` and `DecodedWrite.decode` without limits accept whatever a leader of any version with this
            format accepted, so they look only at hard limits, and raise DamagedRecord for everything else.
@@ -33,7 +34,18 @@ class Write(msgspec.Struct, array_like=True, tag=1, gc=False, forbid_unknown_fie
     operations: msgspec.Raw  # list[Mutation]
 
 
-Command = Write
+class Split(msgspec.Struct, array_like=True, tag=2, frozen=True, forbid_unknown_fields=True):
+    """Divide the shard: the right half becomes a shard of its own. Carried out only on the very epoch it was made for,
+    so at most one of several attempts at it is."""
+
+    version: int  # of the epoch
+    conf: int  # of the epoch: it fixes the replicas of both halves
+    key: bytes  # full; the first key of the right half
+    child: int  # the right half's shard id, never used before
+    left_bytes: int  # how much of the shard's data_bytes the left half keeps; an estimate
+
+
+Command = Write | Split
 
 
 class Payload(msgspec.Struct, array_like=True, gc=False, forbid_unknown_fields=True):
@@ -63,7 +75,10 @@ def decode_payload(data: bytes) -> Payload:
     if payload.stamp < 0:
         raise DamagedRecord(f"entry has the stamp {payload.stamp}")
     for command in payload.commands:
-        if len(command.session) not in (0, SESSION_BYTES):
+        if isinstance(command, Split):
+            if len(payload.commands) > 1:
+                raise DamagedRecord("entry has a split beside other commands")
+        elif len(command.session) not in (0, SESSION_BYTES):
             raise DamagedRecord(f"entry has a session of {len(command.session)} bytes")
     return payload
 

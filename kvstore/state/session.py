@@ -4,6 +4,8 @@ Layout: one byte FORMAT, then the MessagePack array [low, newest, seqs, ages, re
 the order of seq, and an age is newest - issued_at (small numbers are short).
 
 Invariant: `newest` >= the issued_at of every answer, and `low` <= every seq.
+Invariant: only its owner changes it (the table that it is in, or one that it was in when a split copied the table);
+           the order by age that `oldest` keeps is made from the answers alone, so both may renew it.
 Invariant: two sessions that remember the same have the same bytes, whatever the order in which the answers came.
 Called by: sessions.py; shard.py reads and adds answers while it applies a write.
 """
@@ -37,18 +39,28 @@ _records = msgspec.msgpack.Decoder(SessionRecord)
 class Session:
     """Sessions.keep accounts for what is put into `answers`."""
 
-    __slots__ = ("_by_age", "_by_age_until", "answers", "low", "newest", "slice", "weights")
+    __slots__ = ("_by_age", "_by_age_until", "answers", "low", "newest", "owner", "slice", "weights")
 
-    def __init__(self, low: int) -> None:
+    def __init__(self, low: int, owner: object = None) -> None:
         self.low = low  # lowest seq that the client still waits for
         self.newest = 0  # highest issued_at of all that was ever kept
         self.answers: dict[int, tuple[int, Result]] = {}  # by seq: (issued_at, result)
         self.weights: dict[int, int] = {}  # by seq: bytes, of the answers that are more than a number
+        self.owner = owner  # whose it is to change; whoever else holds it changes a copy
         self.slice = 0  # where Sessions has filed it
         # The oldest answers as (issued_at, seq), the very oldest last, as far as they were sorted once; answers that
         # are gone may still stand in it, and every answer that is not in it is newer than _by_age_until.
         self._by_age: list[tuple[int, int]] = []
         self._by_age_until = 0
+
+    def copy(self, owner: object) -> Session:
+        """The same memory, for another owner."""
+        copy = Session(self.low, owner)
+        copy.newest = self.newest
+        copy.answers = dict(self.answers)
+        copy.weights = dict(self.weights)
+        copy.slice = self.slice
+        return copy
 
     def remember(self, seq: int, issued_at: int, result: Result) -> None:
         """An answer from elsewhere than the execution. The totals of the table are the caller's."""
@@ -107,7 +119,7 @@ def encode_session(session: Session) -> bytes:
     return _FORMAT_BYTE + _encode(SessionRecord(session.low, newest, seqs, ages, results))
 
 
-def decode_session(data: bytes) -> Session:
+def decode_session(data: bytes, owner: object = None) -> Session:
     """Raises DamagedRecord."""
     if data[:1] != _FORMAT_BYTE:
         raise DamagedRecord(f"session of unknown format {data[:1].hex() or 'nothing'}; this program reads {FORMAT}")
@@ -117,7 +129,7 @@ def decode_session(data: bytes) -> Session:
         raise DamagedRecord(f"session cannot be decoded: {error}") from None
     if not len(record.seqs) == len(record.ages) == len(record.results):
         raise DamagedRecord("session has lists of unlike lengths")
-    session = Session(record.low)
+    session = Session(record.low, owner)
     session.newest = record.newest
     for seq, age, result in zip(record.seqs, record.ages, record.results, strict=True):
         session.remember(seq, record.newest - age, result)

@@ -8,6 +8,8 @@ Invariant: every answer that was ever kept is known, or its seq is below its ses
            below max(floor, stamp - window). A session is forgotten only when that holds for all that it ever kept.
 Invariant: what is kept depends on the entries applied and on nothing else: expiry and eviction are exact (they take
            the least items by (issued_at, session, seq)), so that a replica that was restarted or installed agrees.
+Invariant: after a split, two tables share the sessions that neither has changed since. A session is changed only by the
+           table that owns it (`_own` makes a copy first), so a split costs a copy of two dictionaries, not of answers.
 Invariant: a session is filed in a slice at or before that of its oldest answer (or of its `newest`, if it has none).
            It is a lower bound that is corrected when it comes up, and is not part of the state.
 Called by: shard.py only.   Source: Raft thesis, 6.3; design of the sessions in docs/state.md.
@@ -48,6 +50,9 @@ class Sessions:
         "_changed",
         "_expired_slice",
         "_filed",
+        "_owner",
+        "_saved",
+        "_unsaved",
         "_visits",
         "answer_bytes",
         "answers",
@@ -66,6 +71,31 @@ class Sessions:
         self._expired_slice = -1  # all slices below it have been dropped
         self._changed: dict[bytes, None] = {}  # since take_changes
         self._visits: list[_Visit] = []  # of this entry
+        self._owner = object()  # what sessions that are this table's own carry
+        self._unsaved: list[bytes] = []  # of a split's child: sessions that its first flush has to write all the same
+        self._saved: dict[bytes, bytes] = {}  # those of them that are encoded already
+
+    # -- a split
+
+    def fork(self) -> Sessions:
+        """The same table for the child of a split. Not within an entry."""
+        assert not self._visits
+        child = Sessions(self.limits, self.floor)
+        self._owner = object()  # from here on nobody owns what is in both
+        child.table = dict(self.table)
+        child.answers = self.answers
+        child.answer_bytes = self.answer_bytes
+        child._filed = {at: dict(filed) for at, filed in self._filed.items()}
+        child._expired_slice = self._expired_slice
+        child._unsaved = list(self.table)
+        return child
+
+    def _own(self, session_id: bytes, session: Session) -> Session:
+        """The session, to be changed: if another table may hold it too, a copy that takes its place here."""
+        if session.owner is self._owner:
+            return session
+        copy = self.table[session_id] = session.copy(self._owner)
+        return copy
 
     # -- while a write is applied
 
@@ -75,9 +105,10 @@ class Sessions:
         session = self.table.get(session_id)
         added: list[int] = []
         if session is None:
-            session = Session(low)
+            session = Session(low, self._owner)
             self._visits.append(_Visit(session_id, session, True, low, 0, {}, added))
             return session, added
+        session = self._own(session_id, session)
         low_before = session.low
         dropped = self._raise_low(session_id, session, low) if low > low_before else {}
         self._visits.append(_Visit(session_id, session, False, low_before, session.newest, dropped, added))
@@ -142,10 +173,10 @@ class Sessions:
         """Make everything that follows from the table anew."""
         self._filed = {}
         self.answers = self.answer_bytes = 0
-        for session_id, session in self.table.items():
+        for session_id, session in list(self.table.items()):
             self.answers += len(session.answers)
             self.answer_bytes += sum(session.weights.values())
-            self._file(session_id, session, session.oldest()[0] // SLICE_MS)
+            self._file(session_id, self._own(session_id, session), session.oldest()[0] // SLICE_MS)
 
     # -- after an entry
 
@@ -170,6 +201,7 @@ class Sessions:
                 if session.newest < bound:
                     self._forget(session_id, session)
                     continue
+                session = self._own(session_id, session)
                 while (item := session.oldest())[0] < bound:
                     self._drop(session_id, session, item[1])
                 self._file(session_id, session, item[0] // SLICE_MS)
@@ -188,7 +220,7 @@ class Sessions:
                     heappush(heap, (issued_at, session_id, seq))
                 at = min(self._filed, default=0)
             issued_at, session_id, seq = heappop(heap)
-            session = self.table[session_id]
+            session = self._own(session_id, self.table[session_id])
             self.floor = max(self.floor, issued_at)
             if seq != NO_SEQ:
                 self._drop(session_id, session, seq)
@@ -198,7 +230,7 @@ class Sessions:
                 issued_at, seq = session.oldest()
                 heappush(heap, (issued_at, session_id, seq))
         for issued_at, session_id, _ in heap:
-            self._file(session_id, self.table[session_id], issued_at // SLICE_MS)
+            self._file(session_id, self._own(session_id, self.table[session_id]), issued_at // SLICE_MS)
 
     def _exceeds(self, answers_max: int, answer_bytes_max: int) -> bool:
         return self.answers + len(self.table) > answers_max or self.answer_bytes > answer_bytes_max
@@ -228,9 +260,22 @@ class Sessions:
 
     # -- bytes
 
+    def prepare(self, count: int) -> bool:
+        """Encode up to `count` of the sessions that a split's child has to write at its first flush, so that the flush
+        itself need not do all of them in one step; whether none is left."""
+        for _ in range(min(count, len(self._unsaved))):
+            session_id = self._unsaved.pop()
+            session = self.table.get(session_id)
+            if session is not None and session_id not in self._changed:
+                self._saved[session_id] = encode_session(session)
+        return not self._unsaved
+
     def take_changes(self) -> dict[bytes, bytes | None]:
-        """Every session that changed since the last call, as it is to be stored; None = forgotten."""
-        changes: dict[bytes, bytes | None] = {}
+        """Every session that changed since the last call, as it is to be stored; None = forgotten. The first call for
+        the child of a split gives all of them."""
+        self.prepare(len(self._unsaved))
+        changes: dict[bytes, bytes | None] = dict(self._saved)
+        self._saved = {}
         for session_id in sorted(self._changed):
             session = self.table.get(session_id)
             changes[session_id] = None if session is None else encode_session(session)
@@ -240,5 +285,5 @@ class Sessions:
     def load(self, records: Mapping[bytes, bytes]) -> None:
         """Fill the empty table with what was stored. Raises DamagedRecord."""
         assert not self.table
-        self.table = {session_id: decode_session(record) for session_id, record in records.items()}
+        self.table = {session_id: decode_session(record, self._owner) for session_id, record in records.items()}
         self._recount()

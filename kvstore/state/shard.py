@@ -17,12 +17,14 @@ from kvstore.base.errors import Code
 from kvstore.base.operations import Failure, Found, Mutation, Page, Put, ReadOperation, Result, Scan
 from kvstore.base.shards import ShardDescriptor
 from kvstore.state.apply import ANSWERS_TOO_LARGE, STALE_ROUTE, Executor
-from kvstore.state.command import DecodedWrite, Write
+from kvstore.state.command import DecodedWrite, Split, Write
 from kvstore.state.data import ShardData
 from kvstore.state.reads import found, read_page
 from kvstore.state.session import Session
 from kvstore.state.sessions import Sessions
 from kvstore.state.shard_meta import (
+    FOUNDING_INDEX,
+    FOUNDING_TERM,
     ShardMeta,
     StateLimits,
     conf_from_tuple,
@@ -30,6 +32,7 @@ from kvstore.state.shard_meta import (
     decode_meta,
     encode_meta,
 )
+from kvstore.state.split import divide, first_members
 from kvstore.storage.protocol import ShardChange, ShardImage
 from raft.types import ConfState
 
@@ -106,8 +109,9 @@ class ShardState:
 
     @property
     def data_bytes(self) -> int:
-        """Full keys and values of all records; what the shard takes on disk is somewhat more."""
-        return self._executor.data_bytes
+        """Full keys and values of all records; what the shard takes on disk is somewhat more. Exact until the shard is
+        first split: what each half got was estimated. (So the sum that is kept may even fall below zero.)"""
+        return max(0, self._executor.data_bytes)
 
     @property
     def floor(self) -> int:
@@ -158,6 +162,38 @@ class ShardState:
         """The entry that a new leader begins its term with."""
         self._check_next(index, term)
         self._advance(index, term)
+
+    def apply_split(self, index: int, term: int, stamp: int, split: Split) -> ShardState | Failure:
+        """Keep the left half; the right half's state, as its log begins, or why the shard stays whole.
+
+        The child goes on from the parent's revision and stamp, and knows every answer and the floor that the parent
+        knows: which half's keys an answer was about is not recorded, and one that is known to both is right in both.
+        No record moves, since keys do not carry the shard. The child is `dirty`: the next flush has to write both
+        halves at once, or a replay of the parent would write over what the child has done since.
+        """
+        self._check_next(index, term)
+        halves = divide(self.descriptor, self.conf_state, split)
+        if stamp > self.stamp:
+            self.stamp = stamp
+        self._advance(index, term)
+        self._sessions.end_entry(self.stamp)
+        if isinstance(halves, Failure):
+            return halves
+        left, right = halves
+        executor = self._executor
+        left_bytes = max(0, min(split.left_bytes, executor.data_bytes))
+        meta = ShardMeta(
+            right, executor.revision, self.stamp, self.floor, self._limits, executor.data_bytes - left_bytes
+        )
+        members = conf_to_tuple(first_members(right))
+        image = ShardImage(FOUNDING_INDEX, FOUNDING_TERM, members, encode_meta(meta))
+        child = ShardState(right.id, image, meta, self._store)
+        child._sessions = self._sessions.fork()
+        child.dirty = True
+        executor.data_bytes = left_bytes
+        executor.follow(left)
+        self.descriptor = left
+        return child
 
     def apply_conf_change(self, index: int, term: int, conf_state: ConfState, descriptor: ShardDescriptor) -> None:
         """Membership changes what the descriptor says of replicas, never the range nor the epoch's version."""
@@ -270,6 +306,10 @@ class ShardState:
         return read_page(self._store, operation, start=start, end=end, revision=self._executor.revision)
 
     # -- flush
+
+    def prepare_change(self, count: int) -> bool:
+        """Do some of the work of `change` before it is called; whether nothing of it is left to be done so."""
+        return self._sessions.prepare(count)
 
     def image(self) -> ShardImage:
         meta = ShardMeta(self.descriptor, self.revision, self.stamp, self.floor, self._limits, self.data_bytes)

@@ -16,6 +16,12 @@ from kvstore.base.limits import MIB, SESSION_ANSWERS_MAX, SESSION_WINDOW_MS, STA
 from kvstore.base.shards import ShardDescriptor
 from raft.types import ConfState
 
+FOUNDING_INDEX = 1
+"""With FOUNDING_TERM: where the logs of founders, and of a split's child, begin, so that an empty log (index 0) always
+needs a snapshot."""
+FOUNDING_TERM = 1
+"""That of a group in which nobody has ever campaigned."""
+
 FORMAT = 1
 _FORMAT_BYTE = bytes([FORMAT])
 

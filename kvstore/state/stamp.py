@@ -50,6 +50,14 @@ class StampClock:
         self._probe: _Anchor | None = None  # a foreign stamp that waits for a second one, to be trusted
         self._given: deque[_Anchor] = deque()  # given here and not applied yet, rising
 
+    def fork(self) -> StampClock:
+        """For the child of a split, whose stamps go on from the parent's under the same bounds. What was given here and
+        is not applied yet is the parent's alone."""
+        child = StampClock(self._applied.stamp, self._applied.boot_ms)
+        child._applied, child._trusted, child._probe = self._applied, self._trusted, self._probe
+        child.last = max(self._applied.stamp, self._trusted.stamp if self._trusted else 0)
+        return child
+
     def next(self, wall_ms: int, boot_ms: int) -> int:
         """The stamp of an entry that is proposed now."""
         halves = self._halves(wall_ms, boot_ms)

@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import TypeVar
 
 import lmdb
+import msgspec
 
 from kvstore.base.errors import DamagedRecord
 from kvstore.base.limits import LMDB_MAP_BYTES, LOG_CACHE_BYTES
@@ -188,7 +189,7 @@ class EnvLogStore(ABC):
         puts = []
         if damaged_at:
             old = view.identity
-            identity = ReplicaIdentity(old.replica_id, old.tombstone, max(old.damaged_at, damaged_at))
+            identity = msgspec.structs.replace(old, damaged_at=max(old.damaged_at, damaged_at))
             view.identity = self._identities[view.group] = identity
             key = log_key(view.group, LogKind.REPLICA_IDENTITY)
             puts.append((key, records.encode_struct(key, identity)))

@@ -39,11 +39,15 @@ class ReplicaIdentity(msgspec.Struct, array_like=True, frozen=True):
     `tombstone`: the replica was removed; every message for it or a lower replica id is answered REMOVED.
     `damaged_at`: the log's last index when records were found lost; 0 = sound. A damaged replica neither votes nor
     campaigns until healed.
+    `parent`, `born_at`: of a split's child, the parent's group and the index of the split in its log. While the child
+    has no flushed state, its log goes on from what the parent's replay of that entry makes anew.
     """
 
     replica_id: int
     tombstone: bool = False
     damaged_at: int = 0
+    parent: int = 0
+    born_at: int = 0
 
 
 @dataclass(slots=True)
