@@ -3,12 +3,16 @@
 A model needs `initial` and `step`; `step` returns the next state or ILLEGAL. The rest has safe defaults:
   observer    true of an operation that, wherever it is legal, leaves the state as it was. Such an operation can be
               placed as soon as it is legal, and one with an unknown outcome can be left out.
+  absorbed    true of an operation that loses nothing if it is placed as soon as it would leave the state as it is.
+  eager       true of an operation that loses nothing if it is placed as soon as it is legal, even if it has effects.
   effect      what step depends on besides the state. Operations with equal effects are interchangeable.
   partition   an operation touches one part only; parts are judged one by one (Horn and Kroening's P-compositionality).
   bind        prepares model and operations of one part for the search: merges states that these operations cannot tell
               apart, drops what cannot matter, narrows intervals, sees what is impossible at once.
   resets      true of an operation that is legal everywhere and whose next state does not depend on the last one.
   reachable   false if an observer cannot become legal from a state unless something resets that state first.
+  needs       the only state in which an operation is legal, or ANY.
+  recurs      false of a state that cannot come again once it has been left.
 
 Invariant: step is a pure function of (state, effect), and states are hashable values that are never changed.
 Invariant: an operation with an unknown outcome is legal only where it has its effect: one without is as good as absent.
@@ -33,6 +37,15 @@ class _Illegal:
 
 ILLEGAL = _Illegal()
 """What step returns where the operation cannot have had this answer."""
+
+
+class _Any:
+    def __repr__(self) -> str:
+        return "ANY"
+
+
+ANY = _Any()
+"""What needs returns for an operation that is legal in more than one state, or that the model is not sure of."""
 
 
 class ModelError(ValueError):
@@ -67,6 +80,12 @@ class Model:
     def observer(self, operation: Operation) -> bool:
         return False
 
+    def absorbed(self, operation: Operation) -> bool:
+        return False
+
+    def eager(self, operation: Operation) -> bool:
+        return False
+
     def effect(self, operation: Operation) -> Hashable:
         return (operation.f, operation.input, operation.output, operation.known, operation.refused)
 
@@ -77,6 +96,12 @@ class Model:
         return False
 
     def reachable(self, state: State, observer: Operation) -> bool:
+        return True
+
+    def needs(self, operation: Operation) -> State:
+        return ANY
+
+    def recurs(self, state: State) -> bool:
         return True
 
     def bind(self, operations: Sequence[Operation]) -> Bound:
@@ -104,6 +129,10 @@ def relevant(model: Model, operations: Sequence[Operation]) -> list[Operation]:
     return [one for one in operations if not one.silent and (one.ret < NEVER or one.known or not model.observer(one))]
 
 
+ORDER_ROUNDS = 4
+"""Rounds of Intervals.same_order: each may let the next find more, and none is needed for the verdict."""
+
+
 class Intervals:
     """Narrows the intervals of operations by what was seen of them, without losing an order that was possible.
 
@@ -128,12 +157,52 @@ class Intervals:
         self._earlier_ret(first, self._ret[then.index])
         self._later_call(then, self._call[first.index])
 
+    def call(self, operation: Operation) -> int:
+        return self._call[operation.index]
+
+    def ret(self, operation: Operation) -> int:
+        return self._ret[operation.index]
+
+    def not_called_within(self, operation: Operation, begin: int, end: int) -> None:
+        """The operation does not happen between two positions: a call in between may as well be the end."""
+        if begin < self._call[operation.index] < end:
+            self._later_call(operation, end)
+
+    def not_returned_within(self, operation: Operation, begin: int, end: int) -> None:
+        if begin < self._ret[operation.index] < end:
+            self._earlier_ret(operation, begin)
+
     def after_one_of(self, makers: Sequence[Operation], reader: Operation) -> None:
         """One of the makers lies before the reader in every legal order. `makers` are in the order of their calls."""
         if len(makers) == 1 or makers[1].call > self._ret[reader.index]:
             self.before(makers[0], reader)
         else:
             self._later_call(reader, makers[0].call)
+
+    def same_order(self, pairs: Sequence[tuple[Operation, Operation]]) -> None:
+        """The first ones of the pairs have the same order as the second ones: what is certain of one, holds of both."""
+        for _ in range(ORDER_ROUNDS):
+            self._follow([(one, other) for one, other in pairs])
+            self._follow([(other, one) for one, other in pairs])
+            if self.settle():
+                break
+
+    def _follow(self, pairs: list[tuple[Operation, Operation]]) -> None:
+        """Where the first ones do not overlap, the second ones are in their order."""
+        by_ret = sorted(pairs, key=lambda pair: self._ret[pair[0].index])
+        by_call = sorted(pairs, key=lambda pair: self._call[pair[0].index])
+        latest, place = -1, 0
+        for first, second in by_call:  # after all whose first one returned before this one's was called
+            while place < len(by_ret) and self._ret[by_ret[place][0].index] < self._call[first.index]:
+                latest = max(latest, self._call[by_ret[place][1].index])
+                place += 1
+            self._later_call(second, latest)
+        earliest, place = NEVER, len(by_call) - 1
+        for first, second in reversed(by_ret):  # before all whose first one was called after this one's returned
+            while place >= 0 and self._call[by_call[place][0].index] > self._ret[first.index]:
+                earliest = min(earliest, self._ret[by_call[place][1].index])
+                place -= 1
+            self._earlier_ret(second, earliest)
 
     def narrowed(self) -> list[Operation]:
         """Copies with the narrowed intervals, in the order of their (new) calls."""

@@ -7,15 +7,18 @@ No configuration is entered twice, nor one that another dominates:
 1. `r` is the rank (by return) of the first operation with a deadline that is not placed. All of lower rank are placed,
    so a configuration is (r, placed among those open at r, placed among the optional ones, state): small integers.
 2. An observer that is legal goes first, at once and without alternatives: it changes nothing, so whatever worked
-   without it works with it in front.
+   without it works with it in front. So does what the model calls eager, and where it changes nothing, absorbed.
 3. Of candidates with the same effect the one with the earliest return goes first (exchange them otherwise).
 4. Optional operations (no return ever) only add choices. A configuration that has used a superset of those that another
    one with the same r, placed and state has used can do nothing that the other cannot.
 5. An optional operation is useless if the next operation would have led to the same state without it.
 6. If the model says that the next observer cannot become legal from this state without a reset, and all resets that
    can precede it are placed, there is nothing to look for.
+7. A state that cannot come again is not left before all operations that need it are placed: there is nothing to look
+   for if the next operation must leave it while one that needs it has not been called, and if one that needs it leads
+   out of it, that is the way out.
 
-Why this loses no order: let C be, of all configurations that were entered, one with the shortest way to the end. By 2-6
+Why this loses no order: let C be, of all configurations that were entered, one with the shortest way to the end. By 2-7
 the first step of some equally short way leads to a configuration that was entered or is dominated by one, with a
 shorter way; so C is the end.   Sources: Wing & Gong 1993; Lowe 2017; Horn & Kroening 2015.
 """
@@ -30,10 +33,12 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from jepsen.history import NEVER, Operation
-from jepsen.model import ILLEGAL, Bound, Model, State
+from jepsen.model import ANY, ILLEGAL, Bound, Model, State
 
 CHECK_EVERY = 512
 """Configurations between two looks at the clock."""
+COMPARE_MAX = 100
+"""Sets of used optional operations that are compared with a new one. Missing one costs time, never the verdict."""
 REMEMBER_BACK = 64
 """How many operations in a row must know a longer path before the rest of a path is taken to know one, too."""
 CONFIGURATION_BYTES = 260
@@ -76,7 +81,7 @@ class _Open:
     """What may go next while the operation of one rank is the first that is not placed."""
 
     own: int  # the bit of the operation of this rank
-    observers: list[tuple[int, int, int]] = field(default_factory=list)  # bit, effect, rank
+    at_once: list[tuple[int, int, int]] = field(default_factory=list)  # bit, effect, rank: see rule 2
     groups: list[tuple[int, list[tuple[int, int]]]] = field(default_factory=list)
     """Effect, and (bit, rank) of the operations that have it, by return. Groups by their first return, last first."""
     optional: int = 0  # how many optional operations have been called before the return of this rank
@@ -97,10 +102,18 @@ class Search:
         self._must_effect = [self._effect_of(one) for one in self._must]
         self._may_effect = [self._effect_of(one) for one in self._may]
         self._observes = [self._model.observer(one) for one in self._examples]
+        self._eager = [self._model.eager(one) for one in self._examples]
+        self._at_once = [
+            self._model.observer(one) or self._model.absorbed(one) or self._model.eager(one) for one in self._examples
+        ]
         self._resets = [self._model.resets(one) for one in self._examples]
         self._opens = self._windows()
         self._optional_groups: dict[int, list[tuple[int, list[int]]]] = {}
         self._may_resets = sum(1 << place for place, effect in enumerate(self._may_effect) if self._resets[effect])
+        self._needs = [self._model.needs(one) for one in self._examples]
+        self._last_need, self._ways_out = self._needed()
+        self._stay_until: list[int] = []  # by state number: the last call that needs a state that cannot come again
+        self._way_out: list[int] = []  # by state number: the effect that leads out of such a state, or -1
         self._states: dict[State, int] = {}
         self._values: list[State] = []
         self._rows: list[dict[int, int]] = []  # state number -> effect number -> next state number, or -1
@@ -148,9 +161,9 @@ class Search:
         groups: dict[int, list[tuple[int, int]]] = {}
         for other in sorted(bits):
             effect = self._must_effect[other]
-            if self._observes[effect]:
-                opened.observers.append((bits[other], effect, other))
-            else:
+            if self._at_once[effect]:
+                opened.at_once.append((bits[other], effect, other))
+            if not self._observes[effect]:
                 groups.setdefault(effect, []).append((bits[other], other))
             if self._resets[effect]:
                 opened.resets |= bits[other]
@@ -175,6 +188,20 @@ class Search:
         )
         return {rank: bisect_left(calls, self._must[rank].ret) for rank in self._watched}
 
+    def _needed(self) -> tuple[dict[State, int], dict[State, int]]:
+        """For each state that some operation needs the last call of an observer, and the effect that leads out."""
+        last: dict[State, int] = {}
+        out: dict[State, int] = {}
+        for one, effect in zip(self._must, self._must_effect, strict=True):
+            state = self._needs[effect]
+            if state is ANY:
+                continue
+            if self._observes[effect]:
+                last[state] = max(last.get(state, -1), one.call)
+            elif self._model.step(state, one) not in (state, ILLEGAL):
+                out[state] = effect
+        return last, out
+
     def _optional_at(self, count: int) -> list[tuple[int, list[int]]]:
         """The first `count` optional operations by effect: the number of the effect, bits in the order of the calls."""
         found = self._optional_groups.get(count)
@@ -192,6 +219,9 @@ class Search:
         if number == len(self._values):
             self._values.append(state)
             self._rows.append({})
+            once = not self._model.recurs(state)
+            self._stay_until.append(self._last_need.get(state, -1) if once else -1)
+            self._way_out.append(self._ways_out.get(state, -1) if once else -1)
             self._bytes += sys.getsizeof(state) + CONFIGURATION_BYTES
         return number
 
@@ -204,7 +234,7 @@ class Search:
     def _hopeless(self, r: int, k: int, u: int, state: int) -> bool:
         """Rule 6 for the first observer (by return) that is not placed."""
         opened = self._opens[r]
-        placed = {rank for bit, _, rank in opened.observers if k & bit}
+        placed = {rank for bit, _, rank in opened.at_once if k & bit}
         for place in range(self._next_watched[r], len(self._watched)):
             rank = self._watched[place]
             if rank in placed:
@@ -228,13 +258,13 @@ class Search:
         entered = 0
         while stack:
             r, k, u, s, previous, path = stack.pop()
-            r, k, path, moved = self._observe(r, k, s, path)
+            r, k, s, path, moved = self._place_at_once(r, k, s, path)
             if r == len(self._must):
                 return Result(Answer.LEGAL, self._order(path), entered)
             used = seen.get((r, k, s))
             if used is None:
                 seen[r, k, s] = [u]
-            elif any(not other & ~u for other in used):
+            elif _dominated(used, u):
                 continue
             else:
                 used.append(u)
@@ -243,7 +273,7 @@ class Search:
                 why = self._out_of_bounds(entered)
                 if why:
                     return Result(Answer.UNKNOWN, [], entered, why, self._traced())
-            if self._looks_ahead and self._hopeless(r, k, u, s):
+            if self._must_stay(r, s) or (self._looks_ahead and self._hopeless(r, k, u, s)):
                 pushed = False
             else:
                 pushed = self._push(stack, r, k, u, s, -1 if moved else previous, path)
@@ -251,24 +281,38 @@ class Search:
                 self._remember(path)
         return Result(Answer.ILLEGAL, [], entered, "no order is legal", self._traced())
 
-    def _observe(self, r: int, k: int, s: int, path: _Path) -> tuple[int, int, _Path, bool]:
+    def _place_at_once(self, r: int, k: int, s: int, path: _Path) -> tuple[int, int, int, _Path, bool]:
         """Rule 2, and on to the first operation that is not placed."""
         row = self._rows[s]
         moved = False
         while r < len(self._opens):
             opened = self._opens[r]
-            for bit, effect, rank in opened.observers:
+            before = s
+            for bit, effect, rank in opened.at_once:
                 if not k & bit:
                     after = row.get(effect)
-                    if (self._step(s, effect) if after is None else after) == s:
+                    after = self._step(s, effect) if after is None else after
+                    if after == s or (after >= 0 and self._eager[effect]):
                         k |= bit
                         path = (path, rank)
                         moved = True
+                        if after != s:
+                            s, row = after, self._rows[after]
+            if s != before:
+                continue  # what comes earlier in the list may be legal now
             if not k & opened.own:
                 break
             k ^= opened.own
             r += 1
-        return r, k, path, moved
+        return r, k, s, path, moved
+
+    def _must_stay(self, r: int, s: int) -> bool:
+        """Rule 7: whether the next operation leads out of a state that another one, not called yet, needs."""
+        if self._stay_until[s] < self._must[r].ret:
+            return False
+        effect = self._must_effect[r]
+        after = self._rows[s].get(effect)
+        return (self._step(s, effect) if after is None else after) != s
 
     def _push(self, stack: list[_Configuration], r: int, k: int, u: int, s: int, previous: int, path: _Path) -> bool:
         """What may go next, the best choice last, since it is popped first."""
@@ -276,6 +320,7 @@ class Search:
         row = self._rows[s]
         before = self._rows[previous] if previous >= 0 else None
         height = len(stack)
+        out = self._way_out[s]
         moves: list[tuple[int, int, int]] = []  # effect, bit, rank or ~place of an optional one
         taken: set[int] = set()
         for effect, members in opened.groups:
@@ -285,7 +330,7 @@ class Search:
                     taken.add(effect)
                     break
         for effect, bits in self._optional_at(opened.optional) if opened.optional else ():
-            if effect not in taken:
+            if effect not in taken and out < 0:
                 for bit in bits:
                     if not u & bit:
                         after = row.get(effect)
@@ -296,7 +341,11 @@ class Search:
         for effect, bit, rank in moves:
             after = row.get(effect)
             after = self._step(s, effect) if after is None else after
-            if after >= 0 and not (before is not None and self._same(previous, effect, after)):
+            if (
+                after >= 0
+                and (out < 0 or effect == out or after == s)
+                and not (before is not None and self._same(previous, effect, after))
+            ):
                 stack.append((r, k | bit, u, after, -1, (path, rank)))
         return len(stack) > height
 
@@ -347,3 +396,9 @@ class Search:
             self._operation(number).index: orders.setdefault(id(path), self._order(path))
             for number, (_, path) in (self._longest or {}).items()
         }
+
+
+def _dominated(used: list[int], u: int) -> bool:
+    """Whether one of the recent sets is a subset."""
+    unused = ~u
+    return any(not other & unused for other in used[-COMPARE_MAX:])

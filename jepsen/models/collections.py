@@ -6,7 +6,7 @@ from collections import Counter as Count
 from collections.abc import Hashable, Sequence
 
 from jepsen.history import NEVER, Operation, Value
-from jepsen.model import ILLEGAL, Bound, Impossible, Intervals, Model, ModelError, State, relevant
+from jepsen.model import ANY, ILLEGAL, Bound, Impossible, Intervals, Model, ModelError, State, relevant
 
 
 class SetModel(Model):
@@ -64,6 +64,12 @@ class _GrowingSet(SetModel):
     def reachable(self, state: State, observer: Operation) -> bool:
         assert isinstance(state, frozenset)
         return state <= elements(observer)
+
+    def needs(self, operation: Operation) -> State:
+        return elements(operation) if operation.f == "read" else ANY
+
+    def recurs(self, state: State) -> bool:
+        return False
 
 
 def _bind_growing(model: Model, operations: list[Operation]) -> Bound:
@@ -142,6 +148,12 @@ class _Growing(CounterModel):
         assert isinstance(state, int)
         return not isinstance(observer.output, int) or state <= observer.output
 
+    def needs(self, operation: Operation) -> State:
+        return operation.output if operation.f == "read" else ANY
+
+    def recurs(self, state: State) -> bool:
+        return False
+
 
 class QueueModel(Model):
     """A first-in-first-out queue: enqueue value; dequeue -> the value, or None when it was empty."""
@@ -177,16 +189,25 @@ class QueueModel(Model):
         takes = {one.output: one for one in useful if one.f == "dequeue" and one.known and one.output is not None}
         counts = Count(one.input for one in useful if one.f == "enqueue")
         intervals = Intervals(useful)
+        pairs = []
         for one in takes.values():
             put = puts.get(one.output)
             if put is None or (counts[one.output] == 1 and put.call > one.ret):
                 return Bound(self, useful, Impossible(one, f"nobody had enqueued {one.output!r} yet"))
             if counts[one.output] == 1:
                 intervals.before(put, one)
-        unique = all(count == 1 for count in counts.values())
+                pairs.append((put, one))
+        if any(count > 1 for count in counts.values()):
+            return Bound(self, intervals.narrowed())
+        if len(pairs) < sum(one.f == "dequeue" and one.known and one.output is not None for one in useful):
+            return Bound(self, useful, Impossible(useful[-1], "a value was dequeued more often than enqueued"))
+        intervals.same_order(pairs)
+        wrong = intervals.contradiction()
+        if wrong is not None:
+            return Bound(self, useful, Impossible(wrong, "it would lie before its own call, by the order of the queue"))
         all_known = all(one.known for one in useful if one.f == "dequeue")
-        model = _Ordered(takes, all_known=all_known) if unique else self
-        return Bound(model, intervals.narrowed())
+        useful = [one for one in intervals.narrowed() if one.ret < NEVER or one.f == "dequeue" or one.input in takes]
+        return Bound(_Ordered(takes, all_known=all_known), useful)
 
 
 class _Ordered(QueueModel):
@@ -197,14 +218,20 @@ class _Ordered(QueueModel):
         self._all_known = all_known
 
     def step(self, state: State, operation: Operation) -> State:
+        assert isinstance(state, tuple)
+        if operation.f == "dequeue" and not operation.known and state and state[0] in self._takes:
+            return ILLEGAL  # it would take what another one answered
         after = super().step(state, operation)
         if operation.f != "enqueue" or not state:
             return after
-        assert isinstance(state, tuple)
         take = self._takes.get(operation.input)
         if take is not None and any(self._later(value, take) for value in state):
             return ILLEGAL
         return after
+
+    def eager(self, operation: Operation) -> bool:
+        """What is at the front can leave only by its own dequeue, and nothing but enqueues goes on before it does."""
+        return operation.f == "dequeue" and operation.known
 
     def _later(self, value: Value, take: Operation) -> bool:
         """Whether `value` certainly leaves the queue after `take`, or not at all."""

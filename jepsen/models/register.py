@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter as Count
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 from jepsen.history import NEVER, Operation, Value
-from jepsen.model import ILLEGAL, Bound, Impossible, Intervals, Model, ModelError, State, relevant
+from jepsen.model import ANY, ILLEGAL, Bound, Impossible, Intervals, Model, ModelError, State, relevant
+from jepsen.models import zones
 
 ROUNDS_MAX = 8
 """Rounds of narrowing: each may let the next find more, and the first two find nearly all."""
@@ -84,30 +86,53 @@ class _Binding:
     makers: dict[Value, list[Operation]] = field(default_factory=lambda: defaultdict(list))
     readers: list[tuple[Operation, Value]] = field(default_factory=list)
     asked: set[Value] = field(default_factory=set)  # values that some operation can tell from others
+    ways_out: dict[Value, Operation] = field(default_factory=dict)  # of a value: an answered cas that replaced it
+    members: dict[Value, list[Operation]] = field(default_factory=dict)
+    """Of each value that was made once and seen: what certainly made it, and what saw it."""
+    touched: list[tuple[Operation, frozenset[Value]]] = field(default_factory=list)
+
+    @property
+    def initial(self) -> Value:
+        return self.model.initial()
 
     def bound(self) -> Bound:
         impossible = self._sort()
-        if impossible is not None:
-            return Bound(self.model, self.operations, impossible)
         intervals = Intervals(self.operations)
-        for _ in range(ROUNDS_MAX):
-            for reader, value in self.readers:
-                if value == self.model.initial():
-                    continue
-                makers = self.makers[value]
-                if not makers or makers[0].call > reader.ret:
-                    return Bound(self.model, self.operations, Impossible(reader, f"nobody had written {value!r} yet"))
-                intervals.after_one_of(makers, reader)
-            if intervals.settle():
+        rounds = 0
+        while impossible is None:
+            impossible = self._seen(intervals) or zones.narrow(intervals, self.members, self.touched, self.initial)
+            rounds += 1
+            if intervals.settle() or rounds == ROUNDS_MAX:
                 break
         wrong = intervals.contradiction()
-        if wrong is not None:
-            return Bound(self.model, self.operations, Impossible(wrong, "it was seen before it was called"))
-        return Bound(_Told(self.model.initial(), frozenset(self.asked)), self._useful(intervals.narrowed()))
+        if impossible is None and wrong is not None:
+            impossible = Impossible(wrong, "what was seen by others leaves no moment for it")
+        if impossible is not None:
+            return Bound(self.model, self.operations, impossible)
+        useful = self._useful(intervals.narrowed())
+        made = Count([self._made(one) for one in useful if not self.model.observer(one)])
+        once = frozenset(value for value in self.asked if made[value] + (value == self.initial) == 1)
+        return Bound(_Told(self.initial, frozenset(self.asked), once), useful)
+
+    def _seen(self, intervals: Intervals) -> Impossible | None:
+        """What made a value lies before what saw it; what saw it before what led out of it, if it came only once."""
+        for reader, value in self.readers:
+            makers = self.makers[value]
+            if value != self.initial:
+                if not makers or makers[0].call > reader.ret:
+                    return Impossible(reader, f"nobody had written {value!r} yet")
+                intervals.after_one_of(makers, reader)
+            out = self.ways_out.get(value) if value in self.members else None
+            if out is not None and out is not reader:
+                if not self.model.observer(reader):
+                    return Impossible(out, f"two operations replaced {value!r}, which was written once")
+                intervals.before(reader, out)
+        return None
 
     def _sort(self) -> Impossible | None:
         for operation in self.operations:
-            match self.model.effect(operation):
+            effect = self.model.effect(operation)
+            match effect:
                 case ("never",):
                     return Impossible(operation, "it was refused although the value was the expected one")
                 case ("read", value):
@@ -119,6 +144,13 @@ class _Binding:
                 case ("cas", value, new):
                     self._asks(operation, value)
                     self.makers[new].append(operation)
+                    if operation.known:
+                        self.ways_out.setdefault(value, operation)
+            if effect[0] != "differs":
+                self.touched.append((operation, frozenset(effect[1:])))
+        for reader, value in self.readers:
+            if len(self.makers[value]) + (value == self.initial) == 1:
+                self.members.setdefault(value, list(self.makers[value])).append(reader)
         return None
 
     def _asks(self, operation: Operation, value: Value) -> None:
@@ -139,9 +171,17 @@ class _Binding:
 class _Told(Register):
     """A register that keeps apart only the values that somebody asks for."""
 
-    def __init__(self, initial: Value, asked: frozenset[Value]) -> None:
+    def __init__(self, initial: Value, asked: frozenset[Value], once: frozenset[Value]) -> None:
         super().__init__(initial if initial in asked else OTHER)
         self._asked = asked
+        self._once = once
+
+    def needs(self, operation: Operation) -> State:
+        effect = self.effect(operation)
+        return effect[1] if effect[0] in ("read", "cas") else ANY
+
+    def recurs(self, state: State) -> bool:
+        return state not in self._once
 
     def effect(self, operation: Operation) -> tuple[Hashable, ...]:
         effect = super().effect(operation)

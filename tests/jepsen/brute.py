@@ -95,10 +95,14 @@ class Recorder:
         if isinstance(answer, Refused):
             self.events.append(Event(len(self.events) + 1, name, "fail", f, key, value, observed=answer.seen))
         else:
-            self._event(name, "ok", f, key, answer)
+            self._event(name, "fail" if answer == DECLINED else "ok", f, key, answer)
 
     def _event(self, name: int, kind: str, f: str, key: Value, value: Value) -> None:
         self.events.append(Event(len(self.events) + 1, name, kind, f, key, value))
+
+
+DECLINED = "declined"
+"""The answer of an operation that did nothing and saw nothing."""
 
 
 class Refused:
