@@ -67,6 +67,7 @@ class Replica:
         self.removed_at_ms = 0  # boot clock
         self.installing = False  # a snapshot is being written under it: Raft stands still
         self.leader_changes = 0
+        self.operations_read = 0  # here, ever: what placement takes the shard's load from
         self._led: tuple[int, ShardDescriptor] | None = None  # as last looked at by `leads_anew`
         self._routed: ShardDescriptor | None = None  # as last looked at by `route_anew`
         self._route_touched = True  # since then
@@ -276,6 +277,7 @@ class Replica:
         if not self.raw.lease_valid(clock.boot_ms()):
             return False
         self.environment.metrics.reads_linearizable += len(results)
+        self.operations_read += len(results)
         request.answer(Results(request.frame_id, self.stamp_now(), results))
         return True
 
@@ -300,6 +302,7 @@ class Replica:
             request.answer(self._refuse_route(request.frame_id))
             return
         metrics = self.environment.metrics
+        self.operations_read += len(request.operations)
         if request.max_staleness_ms == LINEARIZABLE:
             metrics.reads_linearizable += len(request.operations)
         else:
