@@ -158,6 +158,8 @@ class HostCore:
         begins_sleep = raw.role == Role.LEADER and self.hibernation.consider(replica)
         if begins_sleep or raw.has_ready() or replica.reads.waiting or replica.healing.healed:
             self.mark(replica)
+        elif raw.asleep and not replica.needs_ticks:
+            self.mark(replica)  # what it had to wait for awake is over
 
     def _settle_stopped(self) -> None:
         """Replicas may be stopped by whoever touches them, a read for example."""
@@ -394,8 +396,8 @@ def election_ticks_of(config: NodeConfig) -> int:
 
 
 def removal_linger_ms(config: NodeConfig) -> int:
-    """How long a removed replica is kept: a member that crashes may wake up without the last commit, in the joint state,
-    and need its vote. By then the members have flushed the new configuration."""
+    """How long a removed replica is kept: a member that crashes may wake up without the last commit, in the joint
+    state, and need its vote. By then the members have flushed the new configuration."""
     return 2 * (config.flush_interval_ms + config.election_ms)
 
 
