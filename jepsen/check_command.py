@@ -7,14 +7,16 @@ from pathlib import Path
 import click
 import orjson
 
-from jepsen import formats, linearizability
+from jepsen import counterexample, formats, linearizability
 from jepsen.history import History, HistoryError
-from jepsen.linearizability import Verdict
 from jepsen.model import Model, ModelError
 from jepsen.models import ALIASES, MODELS, guess, model_named
+from jepsen.narration import counterexample_lines, verdict_lines
 
 EXIT_CODES = {True: 0, False: 1, None: 2}
 EXIT_WRONG = 2
+EXPLAINED_MAX = 3
+"""Illegal parts that are shrunk: each may take seconds, and they mostly have one cause."""
 
 
 @click.command()
@@ -68,7 +70,12 @@ def check(
     except (HistoryError, ModelError, ValueError, OSError) as error:
         click.echo(f"{file}: {error}", err=True)
         context.exit(EXIT_WRONG)
-    explain(history, verdict)
+    for line in verdict_lines(history, verdict):
+        click.echo(line)
+    examples = [counterexample.explain(model, part) for part in verdict.illegal[:EXPLAINED_MAX]]
+    for example in examples[:1]:
+        for line in counterexample_lines(model, example):
+            click.echo(line)
     click.echo(orjson.dumps(verdict.summary()))
     context.exit(EXIT_CODES[verdict.valid])
 
@@ -78,13 +85,3 @@ def _model(history: History, name: str | None) -> Model:
     if named is not None and named not in (*MODELS, *ALIASES):
         raise ValueError(f"no model is called {named!r}; there are {', '.join(MODELS)}")
     return model_named(str(named) if named is not None else guess(history), history.meta.get("initial"))
-
-
-def explain(history: History, verdict: Verdict) -> None:
-    """The verdict for a person."""
-    parts = len(verdict.parts)
-    click.echo(f"{len(history.operations)} operations, {parts} part{'' if parts == 1 else 's'}, {verdict.model.name}")
-    if history.truncated:
-        click.echo("the last line of the file was cut off and is left out")
-    if verdict.why:
-        click.echo(verdict.why)

@@ -24,11 +24,31 @@ Tokens = Iterator[tuple[str, int]]
 def read(text: str) -> Iterator[tuple[object, int]]:
     """The values in the text one after the other, each with the line on which it begins."""
     tokens = _tokens(text)
+    yield from ((_value(token, line, tokens, 0), line) for token, line in _kept(tokens, 0))
+
+
+def read_elements(text: str) -> Iterator[tuple[object, int]]:
+    """As read, with the elements of lists and vectors in their place: they have lines of their own."""
+    tokens = _tokens(text)
+    inside: list[tuple[str, int]] = []  # the closings that are waited for, and the lines of their openings
+    for token, line in _kept(tokens, 0):
+        if token in ("(", "[") and len(inside) < DEPTH_MAX:
+            inside.append((CLOSING[token], line))
+        elif inside and token == inside[-1][0]:
+            inside.pop()
+        else:
+            yield _value(token, line, tokens, 0), line
+    if inside:
+        raise HistoryError(inside[-1][1], "the text ends inside of the list that began here")
+
+
+def _kept(tokens: Tokens, depth: int) -> Tokens:
+    """Without the values that `#_` leaves out."""
     for token, line in tokens:
         if token == "#_":
-            _value(*_next(tokens, line), tokens, 0)
-        elif not token.startswith("#") or token == "#{":
-            yield _value(token, line, tokens, 0), line
+            _value(*_next(tokens, line), tokens, depth + 1)
+        else:
+            yield token, line
 
 
 def _tokens(text: str) -> Tokens:
@@ -79,14 +99,12 @@ def _number(token: str) -> object:
 def _collection(opening: str, line: int, tokens: Tokens, depth: int) -> object:
     closing = CLOSING[opening]
     items: list[object] = []
-    while True:
-        token, at = _next(tokens, line)
+    for token, at in _kept(tokens, depth):
         if token == closing:
             break
-        if token == "#_":
-            _value(*_next(tokens, at), tokens, depth + 1)
-            continue
         items.append(_value(token, at, tokens, depth + 1))
+    else:
+        raise HistoryError(line, "the text ends inside of a value that began here")
     if opening == "{":
         if len(items) % 2:
             raise HistoryError(line, "a map with a key and no value")

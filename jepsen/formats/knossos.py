@@ -15,20 +15,13 @@ TYPES = {"invoke", "ok", "fail", "info"}
 
 
 def events(text: str) -> Iterator[Event]:
-    for value, line in edn.read(text):
-        if isinstance(value, dict):
-            yield _event(value, line)
-        elif isinstance(value, tuple):
-            for number, one in enumerate(value):
-                if not isinstance(one, dict):
-                    raise HistoryError(line, f"element {number} of the history is no map: {one!r}")
-                yield _event(one, line)
-        else:
-            raise HistoryError(line, f"a history is a list of maps, not {value!r}")
+    for value, line in edn.read_elements(text):
+        if not isinstance(value, dict):
+            raise HistoryError(line, f"a history is a list of maps, not of {value!r:.60}")
+        yield _event(value, line)
 
 
 def _event(fields: dict[object, object], line: int) -> Event:
-    """One map. The line is that of the whole list (EDN values do not carry theirs): the map itself names the place."""
     missing = [name for name in ("process", "type", "f") if name not in fields]
     if missing:
         raise HistoryError(line, f"{fields!r} lacks :{', :'.join(missing)}")

@@ -1,0 +1,152 @@
+"""Why a part of a history is not linearizable: where every order ends, and the few operations that contradict.
+
+The shrunk history is evidence, not only small: every step towards it makes the history say *less* (cut it off at a
+moment, drop what was observed, forget that a write was answered, so that it may happen late or never). A valid history
+stays valid under each of these; so if the little that is left has no legal order, then neither had the whole. Simply
+leaving operations out would not do: a read is always "illegal" once its write is gone.
+Invariant: `core` is illegal whatever became of all other operations, and illegal all by itself; each is checked again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from jepsen.history import NEVER, Operation
+from jepsen.linearizability import Part, judge
+from jepsen.model import ILLEGAL, Bound, Model, State, relevant
+from jepsen.search import Answer, Limits, Search
+
+SECONDS_MAX = 4.0
+"""For one part, all in all: half of it to shrink, half to follow the longest orders."""
+STEP_SECONDS_MAX = 0.5
+"""For one look at a smaller history. Past it the step is not taken: smaller is wanted, certain is needed."""
+
+
+@dataclass(slots=True)
+class Counterexample:
+    part: Part
+    core: list[Operation] = field(default_factory=list)
+    """The operations that contradict each other, by call."""
+    cut: int = NEVER  # the history up to this position is already illegal, and up to the return before it was not
+    smallest: bool = False  # every single operation of the core was tried without, in time
+    longest: dict[int, list[Operation]] = field(default_factory=dict)
+    """Operation index -> the longest partial linearization that was found with it."""
+    best: list[Operation] = field(default_factory=list)
+    """The longest of them all."""
+    state: State = None  # after `best`
+    stuck: list[Operation] = field(default_factory=list)
+    """What would have to come next, and cannot in that state."""
+
+
+def explain(model: Model, part: Part, seconds_max: float = SECONDS_MAX) -> Counterexample:
+    """For a part that is illegal."""
+    assert part.answer is Answer.ILLEGAL
+    found = Counterexample(part)
+    begin = time.monotonic()
+    cut = _cut(model, part.operations, begin + seconds_max / 4)
+    found.cut = cut
+    _shrink(model, upto(part.operations, cut), found, begin + seconds_max / 2)
+    _follow(model, upto(part.operations, cut), found, begin + seconds_max)
+    return found
+
+
+def upto(operations: Sequence[Operation], position: int) -> list[Operation]:
+    """The history as it was known right after a position: what had not returned has an unknown outcome."""
+    return [one if one.ret <= position else one.weakened() for one in operations if one.call <= position]
+
+
+def _illegal(model: Model, operations: list[Operation], deadline: float) -> bool:
+    """Whether it is certainly illegal. Not known counts as no."""
+    now = time.monotonic()
+    if now >= deadline:
+        return False
+    limits = Limits(deadline=min(deadline, now + STEP_SECONDS_MAX))
+    return judge(model, operations, limits).answer is Answer.ILLEGAL
+
+
+def _cut(model: Model, operations: list[Operation], deadline: float) -> int:
+    """The earliest return by which the history is illegal: every beginning of a valid history is valid."""
+    returns = sorted(one.ret for one in operations if one.ret < NEVER)
+    legal, illegal = 0, len(returns) - 1  # up to returns[illegal] it is illegal; below returns[legal] not known to be
+    while legal < illegal:
+        middle = (legal + illegal) // 2
+        if _illegal(model, upto(operations, returns[middle]), deadline):
+            illegal = middle
+        else:
+            legal = middle + 1
+    return returns[illegal]
+
+
+def _shrink(model: Model, operations: list[Operation], found: Counterexample, deadline: float) -> None:
+    """Forgets the outcomes of ever smaller groups, observers first, and keeps what may not be forgotten."""
+    current = {one.index: one for one in operations}
+    wanted = [one for one in operations if one.known]
+    wanted.sort(key=lambda one: (not model.observer(one), one.call))
+    size = max(1, len(wanted) // 2)
+    while True:
+        wanted, forgotten = _forget(model, current, wanted, size, deadline)
+        if size == 1 and not forgotten:
+            break
+        size = max(1, min(size, len(wanted)) // 2)
+        if time.monotonic() >= deadline:
+            break
+    found.core = sorted(wanted, key=lambda one: one.call)
+    found.smallest = time.monotonic() < deadline
+    alone = judge(model, found.core, Limits(deadline=time.monotonic() + 10 * STEP_SECONDS_MAX))
+    assert alone.answer is not Answer.LEGAL, "fewer optional operations cannot make it legal"
+
+
+def _forget(
+    model: Model, current: dict[int, Operation], wanted: list[Operation], size: int, deadline: float
+) -> tuple[list[Operation], bool]:
+    """One pass over `wanted` in groups. `current` is the history as it stands, with what was forgotten weakened."""
+    kept: list[Operation] = []
+    for start in range(0, len(wanted), size):
+        group = wanted[start : start + size]
+        for one in group:
+            current[one.index] = one.weakened()
+        if not _illegal(model, list(current.values()), deadline):
+            for one in group:
+                current[one.index] = one
+            kept += group
+    return kept, len(kept) < len(wanted)
+
+
+def _follow(model: Model, operations: list[Operation], found: Counterexample, deadline: float) -> None:
+    """Searches without the hints that let the search give up early, so that orders go as far as they can."""
+    plain = Bound(model, relevant(model, operations))
+    hinted = model.bind(operations)
+    for bound, share in ((plain, 0.7), (hinted, 1.0)):
+        if bound.impossible is not None:
+            continue
+        now = time.monotonic()
+        result = Search(bound, Limits(deadline=now + share * max(0.0, deadline - now)), trace=True).run()
+        for index, order in result.longest.items():
+            if len(order) > len(found.longest.get(index, ())):
+                found.longest[index] = order
+        if result.answer is Answer.ILLEGAL:
+            break
+    found.best = max(found.longest.values(), key=len, default=[])
+    found.state, found.stuck = _ending(model, operations, found.best)
+
+
+def _ending(model: Model, operations: list[Operation], order: list[Operation]) -> tuple[State, list[Operation]]:
+    states = states_of(model, order)
+    placed = {one.index for one in order}
+    left = [one for one in relevant(model, operations) if one.index not in placed and one.known]
+    first = min((one.ret for one in left), default=NEVER)
+    state = states[-1] if states else model.initial()
+    return state, [one for one in left if one.call < first and model.step(state, one) is ILLEGAL]
+
+
+def states_of(model: Model, order: Sequence[Operation]) -> list[State]:
+    """The state after each operation of an order that is legal."""
+    states: list[State] = []
+    state = model.initial()
+    for one in order:
+        state = model.step(state, one)
+        assert state is not ILLEGAL
+        states.append(state)
+    return states
