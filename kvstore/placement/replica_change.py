@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import NoReturn
 
 from kvstore.base.errors import Conflict, NotFound, NotLeader, Unavailable
 from kvstore.base.shards import Replica as ReplicaPlace
@@ -46,37 +47,67 @@ class ReplicaChange:
             await self._host.until(lambda: self._caught_up(replica_id))
             await self._change(ConfChangeSingle(ConfChangeKind.ADD_VOTER, replica_id))
 
+    async def add_learner(self, node: str) -> None:
+        """Put a replica without a vote on `node`; returns at once when there is one."""
+        async with self._bounded():
+            if self._descriptor_place(node) is None:
+                await self._add_learner(node)
+
+    async def promote(self, node: str, *, other: str | None = None) -> None:
+        """Give the learner on `node` a vote once it has caught up, and take the replica on `other` out in the same
+        joint change: so the number of voters stays what it is. Returns at once when all that is done."""
+        async with self._bounded():
+            place = self._descriptor_place(node)
+            gone = self._descriptor_place(other) if other is not None else None
+            if place is None:
+                raise NotFound(f"shard {self._group} has no learner there")
+            if gone is not None and gone.replica_id == self._leader().replica_id:
+                self._hand_over()
+            changes = []
+            if place.role != ReplicaRole.VOTER:
+                await self._host.until(lambda: self._caught_up(place.replica_id))
+                changes.append(ConfChangeSingle(ConfChangeKind.ADD_VOTER, place.replica_id))
+            if gone is not None:
+                changes.append(ConfChangeSingle(ConfChangeKind.REMOVE, gone.replica_id))
+            if changes:
+                await self._change(*changes)
+
     async def remove(self, node: str) -> None:
         """Take the replica on `node` out; a leader hands the leadership over first."""
         async with self._bounded():
             place = self._descriptor_place(node)
             if place is None:
                 raise NotFound(f"shard {self._group} has no replica there")
-            replica = self._leader()
-            if place.replica_id == replica.replica_id:
-                replica.transfer_away()
-                self._host.mark(replica)
-                raise NotLeader("the replica to be removed leads; it hands the leadership over first: try again")
+            if place.replica_id == self._leader().replica_id:
+                self._hand_over()
             await self._change(ConfChangeSingle(ConfChangeKind.REMOVE, place.replica_id))
+
+    def _hand_over(self) -> NoReturn:
+        replica = self._leader()
+        replica.transfer_away()
+        self._host.mark(replica)
+        raise NotLeader("the replica to be removed leads; it hands the leadership over first: try again")
 
     async def _add_learner(self, node: str) -> int:
         replica = await self._settled()
         replica_id = id_of_addition(replica.raw.last_index + 1)
         context = encode_context(ConfContext(nodes=((replica_id, node),)))
-        index = await self._change(ConfChangeSingle(ConfChangeKind.ADD_LEARNER, replica_id), context)
+        single = ConfChangeSingle(ConfChangeKind.ADD_LEARNER, replica_id)
+        index = await self._change(single, context=context)
         assert replica_id == id_of_addition(index)
         return replica_id
 
-    async def _change(self, single: ConfChangeSingle, context: bytes = b"") -> int:
+    async def _change(self, *changes: ConfChangeSingle, context: bytes = b"") -> int:
         """Propose once no other change is under way, and wait until it is applied and the joint state is left."""
         replica = await self._settled()
-        change = ConfChange(changes=(single,), transition=ConfTransition.JOINT_IMPLICIT, context=context)
+        change = ConfChange(changes=changes, transition=ConfTransition.JOINT_IMPLICIT, context=context)
         try:
             _term, index = replica.raw.propose_conf_change(change)
         except RaftError as error:
             raise Unavailable(f"shard {self._group} takes no change now: {error}") from None
         self._host.mark(replica)
-        logger.info("group %d: %s replica %d proposed at %d", self._group, single.kind.name, single.replica_id, index)
+        told = ", ".join(f"{one.kind.name} replica {one.replica_id}" for one in changes)
+        logger.info("group %d: %s proposed at %d", self._group, told, index)
         await self._host.until(lambda: self._leader().raw.applied >= index)
         await self._settled()
         return index
