@@ -188,7 +188,9 @@ class Node:
             if node != identity.node:
                 environment.addresses[node] = NodeAddress(name, address)
 
-        router, coordinator = self._make_services(environment, host, transport, peers, started_ms)
+        shard_map = ShardMap(host.core)
+        host.on_routes_anew = shard_map.touch
+        router, coordinator = self._make_services(environment, host, shard_map, transport, peers, started_ms)
         host.attach(transport)
         host.start()
         self._exits.push_async_callback(host.close)
@@ -196,6 +198,8 @@ class Node:
         self._exits.push_async_callback(transport.close)
         coordinator.learn([])
         self._gossip = gossip = NodeGossip(identity, environment, host, transport, endpoint, self._seeded())
+        shard_map.attach(gossip.hints, gossip.alive)
+        gossip.on_members = shard_map.on_members
         self._on_secrets.append(gossip.set_secrets)
         gossip.set_secrets(self._secrets)
         routes = [*transport.routes(), *gossip.routes()]
@@ -227,13 +231,13 @@ class Node:
         self,
         environment: Environment,
         host: HostDriver,
+        shard_map: ShardMap,
         transport: WebSocketTransport,
         peers: PeerClient,
         started_ms: int,
     ) -> tuple[ShardRouter, Coordinator]:
         """Router, administration and coordination, which know each other."""
         assert self._identity is not None
-        shard_map = ShardMap(host.core)
         forwarder = Forwarder()
         self._exits.push_async_callback(forwarder.close)
         router = ShardRouter(host, environment, shard_map, forwarder)

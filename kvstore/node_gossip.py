@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from aiohttp import web
 
@@ -62,6 +62,7 @@ class NodeGossip:
         self._announcing: asyncio.TimerHandle | None = None
         settings = settings_of(config)
         self.hints = LeaderHints(identity.node, settings=settings)
+        self.on_members: Callable[[], None] = lambda: None  # `alive` would give something else
         me = Member(
             node=identity.node,
             name=config.name,
@@ -135,10 +136,18 @@ class NodeGossip:
         known = [place.address for place in self._environment.addresses.values()]
         return [*config.join, *config.initial_cluster.values(), *founders, *known]
 
+    def alive(self) -> list[NodeAddress]:
+        """The members that take part, as far as is known, this node included."""
+        return [
+            NodeAddress(one.member.name, one.member.address) for one in self.driver.members() if not one.member.is_gone
+        ]
+
     def _on_event(self, event: Event) -> None:
         if not isinstance(event, MemberChanged):
             return
         old, new = event.old, event.new
+        if old is None or old.is_gone != new.is_gone or old.address != new.address:
+            self.on_members()
         if old is None or old.state != new.state or _starts(old) != _starts(new):
             logger.info(
                 "member %s (node %s at %s, incarnation %d) is %s",

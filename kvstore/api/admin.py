@@ -15,17 +15,18 @@ from aiohttp import web
 from prometheus_client.exposition import choose_encoder
 
 from kvstore import __version__
-from kvstore.api.arguments import NAME_PATTERN, decode_name, integer, query_of, segment_of
+from kvstore.api.arguments import NAME_PATTERN, decode_name, integer, integer_in, query_of, segment_of
 from kvstore.api.body import BodyReader
 from kvstore.api.encoding import document, route_json
 from kvstore.base.errors import Invalid, NotFound
-from kvstore.base.limits import KIB, Limits
+from kvstore.base.limits import KIB, ROUTES_WAIT_MS_MAX, Limits
 from kvstore.base.metrics import Metrics
 from kvstore.router.protocol import Admin, Router
 
 _ADMIN_BODY_BYTES_MAX = 64 * KIB
 _T = TypeVar("_T")
 _NO_PARAMETERS: frozenset[str] = frozenset()
+_VERSION_MAX = (1 << 63) - 1
 
 
 Filled = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
@@ -67,16 +68,26 @@ class AdminEndpoint:
     # -- what there is
 
     async def routes(self, request: web.Request) -> web.Response:
-        query = query_of(request, frozenset({"keyspace"}))
-        version, keyspaces, routes = self._router.routes()
-        names = {number: name for name, number in keyspaces.items()}
-        shards = [{**route_json(route), "keyspace": names.get(route.keyspace, str(route.keyspace))} for route in routes]
+        query = query_of(request, frozenset({"keyspace", "version", "wait_ms"}))
+        wait_ms = integer_in(query, "wait_ms", 0, low=0, high=ROUTES_WAIT_MS_MAX)
+        if "version" in query:
+            version = integer_in(query, "version", 0, low=0, high=_VERSION_MAX)
+            await self._router.wait_routes(version, wait_ms / 1_000)
+        elif wait_ms:
+            raise Invalid("wait_ms needs the version that is known already")
+        routing = self._router.routing()
+        names = {number: name for name, number in routing.keyspaces.items()}
+        shards = [
+            {**route_json(route), "keyspace": names.get(route.keyspace, str(route.keyspace))}
+            for route in routing.routes
+        ]
         if "keyspace" in query:
             wanted = query["keyspace"].decode("utf-8", "replace")
-            if wanted not in keyspaces:
+            if wanted not in routing.keyspaces:
                 raise NotFound(f"there is no keyspace {wanted[:64]!r}")
             shards = [shard for shard in shards if shard["keyspace"] == wanted]
-        return document(request, {"version": version, "shards": shards})
+        nodes = [{"name": name, "address": address} for name, address in routing.nodes]
+        return document(request, {"version": routing.version, "shards": shards, "nodes": nodes})
 
     async def members(self, request: web.Request) -> web.Response:
         query_of(request, _NO_PARAMETERS)

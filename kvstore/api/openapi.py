@@ -13,7 +13,7 @@ from kvstore import __version__
 from kvstore.api.arguments import IDEMPOTENCY_KEY_CHARS_MAX, NAME_PATTERN, STALENESS_MS_DEFAULT, STALENESS_MS_MAX
 from kvstore.api.openapi_schemas import JSON, MSGPACK, RAW, reference, schemas
 from kvstore.base.errors import CODES, Code
-from kvstore.base.limits import DEADLINE_MS_DEFAULT, KEY_BYTES_MAX, Limits
+from kvstore.base.limits import DEADLINE_MS_DEFAULT, KEY_BYTES_MAX, ROUTES_WAIT_MS_MAX, Limits
 
 Json = dict[str, Any]
 
@@ -114,6 +114,14 @@ def _query_parameters(limits: Limits) -> Json:
             "limit", {**_WHOLE, "maximum": limits.delete_range_keys_max}, "Keys that one request deletes at most."
         ),
         "routesKeyspace": _query("keyspace", {"type": "string"}, "Only the shards of this keyspace."),
+        "routesVersion": _query(
+            "version", {"type": "integer", "minimum": 0, "maximum": (1 << 63) - 1}, "The version that is known already."
+        ),
+        "routesWait": _query(
+            "wait_ms",
+            {"type": "integer", "minimum": 0, "maximum": ROUTES_WAIT_MS_MAX},
+            "How long to wait for another version than the one that is known.",
+        ),
     }
 
 
@@ -321,7 +329,7 @@ def _admin_operations() -> Json:
     return {
         "/v1/routes": listing(
             "listRoutes", "Which shard a key is in, and who leads it.", "Routes", "routesKeyspace",
-            codes=(*_LIST_CODES, Code.NOT_FOUND),
+            "routesVersion", "routesWait", codes=(*_LIST_CODES, Code.NOT_FOUND, Code.OVERLOADED),
         ),
         "/v1/members": {
             **listing("listMembers", "The nodes, as gossip sees them.", "Members", codes=_LIST_CODES),

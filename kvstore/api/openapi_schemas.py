@@ -137,7 +137,13 @@ def _cluster_schemas(limits: Limits) -> Json:
     shard = _object({"id": _COUNT, "replicas": {"type": "array", "items": replica}}, closed=False)
     return {
         "Object": anything,
-        "Routes": _object({"version": _COUNT, "shards": {"type": "array", "items": route}}),
+        "Routes": _object(
+            {
+                "version": _COUNT,
+                "shards": {"type": "array", "items": route},
+                "nodes": {"type": "array", "items": _object({"name": _TEXT, "address": _TEXT})},
+            }
+        ),
         "Members": {"type": "array", "items": _object({"name": _TEXT, "state": _TEXT}, closed=False)},
         "Shards": {"type": "array", "items": shard},
         "Operators": {"type": "array", "items": anything},

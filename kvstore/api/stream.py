@@ -8,6 +8,7 @@ Invariant: a request is answered exactly once, unless the connection ends first.
 Invariant: at most 2 * CLIENT_FRAMES_MAX requests wait for an answer, and at most 2 * CLIENT_OUT_BYTES_MAX plus one
            reply wait to be taken: over the first half reading stops, over that reads are refused, at the end a
            client that does not read its answers is cut off.
+Invariant: one request at most waits for a change of the routes; it holds nothing else up.
 Invariant: nothing that a client sends raises here; it gets one Refused with id 0, and the connection closes.
 Hot path: no task, no future and no closure for a frame, none for an operation.
 """
@@ -18,10 +19,11 @@ from collections.abc import Callable
 from dataclasses import asdict
 from enum import IntEnum
 
-from kvstore.base.errors import CODES, Code, Invalid
+from kvstore.base.errors import CODES, Code, Invalid, Overloaded
 from kvstore.base.limits import (
     CLIENT_FRAMES_MAX,
     CLIENT_OUT_BYTES_MAX,
+    ROUTES_WAIT_MS_MAX,
     SCAN_BYTES_MAX,
     STREAM_PROTOCOL,
     STREAM_REPLY_BYTES_MAX,
@@ -79,6 +81,7 @@ class StreamSession:
         "_router",
         "_unanswered",
         "_wake",
+        "_watch",
         "client",
         "closed",
         "closing",
@@ -103,6 +106,7 @@ class StreamSession:
         self._greeted = False
         self._draining = False
         self._unanswered = 0  # requests handed to the router
+        self._watch: tuple[GetRoutes, Callable[[], None]] | None = None  # who waits for a change, and its end
         self._out: list[bytes] = []  # encoded replies, not taken yet
         self._out_bytes = 0  # of them
         self._mutated = self._on_mutated  # bound once: a bound method is an allocation
@@ -184,11 +188,15 @@ class StreamSession:
     def drain(self) -> None:
         """The node stops: refuse what comes from now on, answer what is under way, then close."""
         self._draining = True
+        self._end_watch()
         self._maybe_leave()
 
     def lost(self) -> None:
         """The connection is gone; answers that still come are dropped."""
         self.closed = True
+        if self._watch is not None:
+            self._watch[1]()
+            self._watch = None
         self._out.clear()
         self._out_bytes = 0
 
@@ -227,11 +235,45 @@ class StreamSession:
         if type(frame) is Ping:
             self._push(Pong(frame.id, self._router.stamp_ms()))
         elif type(frame) is GetRoutes:
-            version, keyspaces, routes = self._router.routes()
-            self._metrics.count_stream("routes", "OK")
-            self._push(Routes(frame.id, version, keyspaces, routes))
+            self._on_get_routes(frame)
         else:
             self.fail(CloseCode.PROTOCOL_ERROR, "Hello may be sent once")
+
+    # -- routes
+
+    def _on_get_routes(self, frame: GetRoutes) -> None:
+        routes = self._router.routing(frame.version)
+        if frame.wait_ms <= 0 or routes.version != frame.version or self._draining:
+            self._push_routes(frame, routes)
+            return
+        self._end_watch()
+        seconds = min(frame.wait_ms, ROUTES_WAIT_MS_MAX) / 1_000
+        try:
+            cancel = self._router.watch_routes(frame.version, self._on_watched, seconds=seconds)
+        except Overloaded as error:
+            self._metrics.count_stream("routes", error.code.name)
+            self._push(self._refusal(frame.id, error.code, error.message))
+            return
+        self._watch = (frame, cancel)
+
+    def _on_watched(self) -> None:
+        assert self._watch is not None
+        frame, _ = self._watch
+        self._watch = None
+        self._push_routes(frame, self._router.routing(frame.version))
+
+    def _end_watch(self) -> None:
+        """Answer who waits for a change: nothing more will come of it."""
+        if self._watch is not None:
+            self._watch[1]()
+            self._on_watched()
+
+    def _push_routes(self, frame: GetRoutes, routes: Routes) -> None:
+        routes.id = frame.id
+        data = encode(routes)
+        code = Code.TOO_LARGE if len(data) > _REPLY_BYTES_MAX else None
+        self._metrics.count_stream("routes", code.name if code else "OK")
+        self._push_encoded(data if code is None else encode(self._refusal(frame.id, code, "too many shards")))
 
     # -- answers from the router
 

@@ -56,6 +56,7 @@ HEADER_SECONDS_MAX = 10.0  # a connection that has not sent a whole request head
 
 DEADLINE_MS_DEFAULT = 5_000
 DEADLINE_MS_MAX = 60_000
+ROUTES_WAIT_MS_MAX = 30_000  # how long one request may wait for a change of the routes; proxies give up after a minute
 
 DISK_RESERVE_BYTES = 256 * MIB  # a file that is given up so that compaction can run on a full disk
 DISK_FREE_FRACTION_MIN = 0.05

@@ -49,7 +49,12 @@ class Read(msgspec.Struct, array_like=True, tag=3, gc=False):
 
 
 class GetRoutes(msgspec.Struct, array_like=True, tag=4, gc=False):
+    """With a version that this node has told: what has changed since. With wait_ms, too: answered only when something
+    has, or after that time. A connection waits once; a second one that waits has the first one answered."""
+
     id: int
+    version: int = 0  # 0 = none
+    wait_ms: int = 0  # at most ROUTES_WAIT_MS_MAX
 
 
 class Ping(msgspec.Struct, array_like=True, tag=5, gc=False):
@@ -93,9 +98,11 @@ class Refused(msgspec.Struct, array_like=True, tag=3):
 
 class Routes(msgspec.Struct, array_like=True, tag=4):
     id: int
-    version: int
+    version: int  # of this node since its start; only good for being told to it again
     keyspaces: dict[str, int]
     routes: list[Route]
+    nodes: tuple[tuple[str, str], ...] = ()  # (name, HOST:PORT) of all members that are alive
+    whole: bool = True  # or only what has changed: then an empty `nodes` says that they are the same
 
 
 class Pong(msgspec.Struct, array_like=True, tag=5):

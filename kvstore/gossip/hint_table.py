@@ -10,28 +10,43 @@ Called by: leader_hints, router/shard_map.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Generic, Protocol, TypeVar
 
-from kvstore.gossip.hint import Hint, overrides
+
+class Ranged(Protocol):
+    """What the table must know of a hint: the shard, and its range in full keys."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def start(self) -> bytes: ...
+    @property
+    def end(self) -> bytes: ...
 
 
-class HintTable:
-    def __init__(self) -> None:
+H = TypeVar("H", bound=Ranged)
+
+
+class HintTable(Generic[H]):
+    def __init__(self, overrides: Callable[[H, H], bool]) -> None:
+        """`overrides`: whether the first of two stands, as a strict total order; see hint.py."""
+        self._overrides = overrides
         self._starts: list[bytes] = []  # of _hints, for bisect
-        self._hints: list[Hint] = []
-        self._by_id: dict[int, Hint] = {}
+        self._hints: list[H] = []
+        self._by_id: dict[int, H] = {}
 
     def __len__(self) -> int:
         return len(self._hints)
 
-    def __iter__(self) -> Iterator[Hint]:
+    def __iter__(self) -> Iterator[H]:
         """In the order of keys."""
         return iter(self._hints)
 
-    def get(self, shard: int) -> Hint | None:
+    def get(self, shard: int) -> H | None:
         return self._by_id.get(shard)
 
-    def find(self, key: bytes) -> Hint | None:
+    def find(self, key: bytes) -> H | None:
         """The hint whose range holds the full key."""
         position = bisect_right(self._starts, key) - 1
         if position < 0:
@@ -39,14 +54,14 @@ class HintTable:
         hint = self._hints[position]
         return hint if key < hint.end else None
 
-    def merge(self, new: Hint) -> list[Hint] | None:
+    def merge(self, new: H) -> list[H] | None:
         """The hints that it has put out (one of the same shard is among them); None when it does not stand itself."""
         known = self._by_id.get(new.id)
-        if known is not None and not overrides(new, known):
+        if known is not None and not self._overrides(new, known):
             return None
         first, last = self._overlapped_by(new)
         out = self._hints[first:last]
-        if not all([one.id == new.id or overrides(new, one) for one in out]):
+        if not all([one.id == new.id or self._overrides(new, one) for one in out]):
             return None
         for one in out:
             del self._by_id[one.id]
@@ -61,7 +76,7 @@ class HintTable:
         self._by_id[new.id] = new
         return out
 
-    def drop(self, shard: int) -> Hint | None:
+    def drop(self, shard: int) -> H | None:
         hint = self._by_id.pop(shard, None)
         if hint is not None:
             position = bisect_left(self._starts, hint.start)
@@ -69,7 +84,7 @@ class HintTable:
             del self._hints[position], self._starts[position]
         return hint
 
-    def _overlapped_by(self, new: Hint) -> tuple[int, int]:
+    def _overlapped_by(self, new: H) -> tuple[int, int]:
         """[first, last) positions of the hints whose ranges overlap the new one's, or where it belongs if none does."""
         first = bisect_right(self._starts, new.start) - 1
         if first < 0 or self._hints[first].end <= new.start:

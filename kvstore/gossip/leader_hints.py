@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 
 from msgspec import Raw
 
-from kvstore.gossip.hint import BadHint, Hint, decode, encode, is_sound
+from kvstore.gossip.hint import BadHint, Hint, decode, encode, is_sound, overrides
 from kvstore.gossip.hint_digests import HintDigests
 from kvstore.gossip.hint_queue import HintQueue
 from kvstore.gossip.hint_table import HintTable
@@ -47,7 +47,7 @@ class LeaderHints:
         assert len(self._me) == 16
         self._settings = settings or GossipSettings()
         self._hints_max = hints_max
-        self._table = HintTable()
+        self._table = HintTable(overrides)
         self._digests = HintDigests()
         self._queue = HintQueue(queue_max)
         self._led: dict[int, Hint] = {}  # by shard, as last announced

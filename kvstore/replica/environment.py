@@ -6,6 +6,7 @@ Invariant: nothing here is a way to reach another replica; replicas meet only th
 from __future__ import annotations
 
 import random
+from collections import UserDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -23,17 +24,21 @@ class NodeAddress:
     address: str  # HOST:PORT
 
 
-class NodeAddresses(dict[str, NodeAddress]):
-    """By node id; only a hint. Written by item assignment alone, so that whoever shows names hears of a change."""
+class NodeAddresses(UserDict[str, NodeAddress]):
+    """By node id; only a hint. Whoever shows names hears of each change."""
 
     def __init__(self) -> None:
         super().__init__()
         self.on_change: Callable[[], None] = lambda: None
 
     def __setitem__(self, node: str, place: NodeAddress) -> None:
-        if self.get(node) != place:
-            super().__setitem__(node, place)
+        if self.data.get(node) != place:
+            self.data[node] = place
             self.on_change()
+
+    def __delitem__(self, node: str) -> None:
+        del self.data[node]
+        self.on_change()
 
 
 @dataclass(slots=True)

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from kvstore.base.operations import Mutation, ReadOperation, Result
 from kvstore.base.shards import Route
-from kvstore.base.stream import Mutate, Read, Refused, Results
+from kvstore.base.stream import Mutate, Read, Refused, Results, Routes
 
 ReplyTo = Callable[[Results | Refused], None]
 
@@ -51,6 +51,19 @@ class Router(Protocol):
     # -- what there is
     def routes(self) -> tuple[int, dict[str, int], list[Route]]:
         """(version, keyspace names to numbers, routes of all shards in key order)."""
+
+    def routing(self, since: int = 0) -> Routes:
+        """The same with the nodes, as a frame without an id; or what has changed since a version of this node."""
+
+    def watch_routes(self, version: int, wake: Callable[[], None], *, seconds: float) -> Callable[[], None]:
+        """`wake` is called once: shortly after the version has become another one than this, after so long, or at the
+        node's end. The result cancels it. Raises Overloaded."""
+
+    async def wait_routes(self, version: int, seconds: float) -> None:
+        """The same for a task."""
+
+    def end_watches(self) -> None:
+        """The node stops: nobody waits any more."""
 
     def stamp_ms(self) -> int:
         """What a client should count `issued_at` from."""

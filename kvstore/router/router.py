@@ -7,7 +7,7 @@ Invariant: definite refusals that only say "elsewhere" or "not yet" are retried 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -16,7 +16,7 @@ from kvstore.base.errors import CODES, ERRORS, Code, KVError, NotFound, Retry, S
 from kvstore.base.ids import SYSTEM_KEYSPACE
 from kvstore.base.operations import Batch, DeleteRange, Failure, Mutation, ReadOperation, Result, Scan
 from kvstore.base.shards import Route
-from kvstore.base.stream import Mutate, Read, Refused, Results
+from kvstore.base.stream import Mutate, Read, Refused, Results, Routes
 from kvstore.replica.environment import Environment
 from kvstore.replica.host_driver import HostDriver
 from kvstore.replica.replica import Replica
@@ -44,7 +44,7 @@ class ShardRouter:
         """Stage at the local replica or refuse."""
         replica = self._host.core.replicas.get(frame.shard)
         if replica is None or replica.state is None:
-            reply(self._elsewhere(frame.id))
+            reply(self._elsewhere(frame))
             return
         if replica.state.descriptor.keyspace == SYSTEM_KEYSPACE:
             reply(refusal(frame.id, Code.FORBIDDEN, "the system keyspace is the store's own"))
@@ -67,7 +67,7 @@ class ShardRouter:
         """Read at the local replica or refuse."""
         replica = self._host.core.replicas.get(frame.shard)
         if replica is None or replica.state is None:
-            reply(self._elsewhere(frame.id))
+            reply(self._elsewhere(frame))
             return
         try:
             operations = ops.decode_reads(frame.operations, self._limits)
@@ -79,10 +79,10 @@ class ShardRouter:
             self._host.track(request)
             self._host.mark(replica)
 
-    def _elsewhere(self, frame_id: int) -> Refused:
-        return refusal(
-            frame_id, Code.STALE_ROUTE, "no replica of that shard is here", routes=tuple(self._map.routes()[1])
-        )
+    def _elsewhere(self, frame: Mutate | Read) -> Refused:
+        route = self._map.get(frame.shard)
+        routes = () if route is None or route.keyspace == SYSTEM_KEYSPACE else (route,)
+        return refusal(frame.id, Code.STALE_ROUTE, "no replica of that shard is here", routes=routes)
 
     # -- REST's way ------------------------------------------------------------------------------------------------
 
@@ -223,8 +223,26 @@ class ShardRouter:
     # -- what there is ---------------------------------------------------------------------------------------------
 
     def routes(self) -> tuple[int, dict[str, int], list[Route]]:
-        version, routes = self._map.routes()
-        return version, dict(KEYSPACES), routes
+        routing = self._map.routing()
+        return routing.version, dict(KEYSPACES), list(routing.routes)
+
+    def route_of(self, shard: int) -> Route | None:
+        """Of any shard, the meta group too."""
+        return self._map.get(shard)
+
+    def routing(self, since: int = 0) -> Routes:
+        routing = self._map.routing(since)
+        nodes = tuple([(node.name, node.address) for node in routing.nodes])
+        return Routes(0, routing.version, dict(KEYSPACES), list(routing.routes), nodes, routing.whole)
+
+    def watch_routes(self, version: int, wake: Callable[[], None], *, seconds: float) -> Callable[[], None]:
+        return self._map.watch(version, wake, seconds=seconds)
+
+    async def wait_routes(self, version: int, seconds: float) -> None:
+        await self._map.wait_changed(version, seconds)
+
+    def end_watches(self) -> None:
+        self._map.close()
 
     def stamp_ms(self) -> int:
         """What an entry proposed now would be stamped with, by the shard here that is furthest."""

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from kvstore.base.errors import ERRORS, Code, KVError, NotFound, StaleRoute, Unavailable
+from kvstore.base.errors import ERRORS, Code, KVError, NotFound, Overloaded, StaleRoute, Unavailable
 from kvstore.base.limits import Limits
 from kvstore.base.operations import (
     Batch,
@@ -35,7 +35,7 @@ from kvstore.base.operations import (
     decode_reads,
 )
 from kvstore.base.shards import Route
-from kvstore.base.stream import Mutate, Read, Refused, Results
+from kvstore.base.stream import Mutate, Read, Refused, Results, Routes
 from kvstore.router.protocol import ReplyTo
 
 STAMP_MS = 1_700_000_000_000
@@ -173,6 +173,12 @@ class FakeRouter:
         self.frames: list[Mutate | Read] = []
         self.calls: list[dict[str, Any]] = []
         self.age_ms = 7
+        self.routes_version = 3
+        self.watches: list[Callable[[], None]] = []
+        self.waited: list[tuple[int, float]] = []  # (version, seconds) of each
+        self.watches_refused = False
+        self.watched = asyncio.Event()  # set with the first that waits
+        self.wait_seconds_max = 0.05
 
     # -- the stream's way
 
@@ -267,7 +273,39 @@ class FakeRouter:
             Route(2 + i, 1, start, end, version, 1, 5, "n1", "127.0.0.1:7001", (("n1", "127.0.0.1:7001", 1),))
             for i, (start, end) in enumerate(bounds)
         ]
-        return 3, {"default": 1}, routes
+        return self.routes_version, {"default": 1}, routes
+
+    def routing(self, since: int = 0) -> Routes:
+        version, keyspaces, routes = self.routes()
+        nodes = (("n1", "127.0.0.1:7001"), ("n2", "127.0.0.1:7002"))
+        if since == version:
+            return Routes(0, version, keyspaces, [], whole=False)
+        return Routes(0, version, keyspaces, routes, nodes)
+
+    def change_routes(self) -> None:
+        """Another version; whoever waits hears of it."""
+        self.routes_version += 1
+        self.end_watches()
+
+    def watch_routes(self, version: int, wake: Callable[[], None], *, seconds: float) -> Callable[[], None]:
+        if self.watches_refused:
+            raise Overloaded
+        self.waited.append((version, seconds))
+        self.watches.append(wake)
+        self.watched.set()
+        return lambda: self.watches.remove(wake) if wake in self.watches else None
+
+    async def wait_routes(self, version: int, seconds: float) -> None:
+        if version == self.routes_version:
+            changed = asyncio.get_running_loop().create_future()
+            cancel = self.watch_routes(version, lambda: changed.set_result(None), seconds=seconds)
+            await asyncio.wait((changed,), timeout=min(seconds, self.wait_seconds_max))
+            cancel()
+
+    def end_watches(self) -> None:
+        watches, self.watches = self.watches, []
+        for wake in watches:
+            wake()
 
     def stamp_ms(self) -> int:
         return STAMP_MS

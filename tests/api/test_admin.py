@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import asdict
 
@@ -29,8 +30,46 @@ async def test_routes_have_the_documented_form(start: Serve) -> None:
     assert (high["start_base64"], high["end"], high["address"]) == ("bf8=", "", "127.0.0.1:7001")
     assert low["epoch"] == {"version": 1, "conf": 1}
     assert low["replicas"] == [{"node": "n1", "address": "127.0.0.1:7001", "role": "voter"}]
+    assert document["nodes"] == [
+        {"name": "n1", "address": "127.0.0.1:7001"},
+        {"name": "n2", "address": "127.0.0.1:7002"},
+    ]
     assert await get(api, "/v1/routes?keyspace=default") == document
     assert (await api.problem("GET", "/v1/routes?keyspace=x"))["code"] == "NOT_FOUND"
+
+
+async def test_routes_may_be_waited_for(api: Served) -> None:
+    """Answered at once with another version, with the next change, or with the same version after the time."""
+    same = await get(api, "/v1/routes")
+    for query in ("version=2&wait_ms=30000", "version=0&wait_ms=30000", "version=3", "version=3&wait_ms=1"):
+        assert await get(api, f"/v1/routes?{query}") == same
+    assert api.router.waited == [(3, 0.0), (3, 0.001)]
+    api.router.wait_seconds_max = 30.0
+    api.router.watched.clear()
+    waiting = asyncio.ensure_future(get(api, "/v1/routes?version=3&wait_ms=30000"))
+    await api.router.watched.wait()
+    api.router.change_routes()
+    changed = await waiting
+    assert isinstance(changed, dict)
+    assert changed["version"] == 4
+
+
+async def test_a_wait_needs_a_version_and_has_a_bound(api: Served) -> None:
+    for query in ("wait_ms=5", "version=3&wait_ms=30001", "version=-1", "version=x", "version=3&wait_ms=x"):
+        assert (await api.problem("GET", f"/v1/routes?{query}"))["code"] == "INVALID"
+    api.router.watches_refused = True
+    assert (await api.problem("GET", "/v1/routes?version=3&wait_ms=5"))["code"] == "OVERLOADED"
+
+
+async def test_a_stopping_node_answers_who_waits_for_routes(start: Serve) -> None:
+    api: Served = await start()
+    api.router.wait_seconds_max = 30.0
+    api.router.watched.clear()
+    waiting = asyncio.ensure_future(get(api, "/v1/routes?version=3&wait_ms=30000"))
+    await api.router.watched.wait()
+    async with asyncio.timeout(4.0):
+        await api.runner.cleanup()
+        assert await waiting is not None
 
 
 async def test_lists_are_what_the_node_says(api: Served) -> None:

@@ -32,6 +32,7 @@ from kvstore.base.stream import (
     Routes,
     Welcome,
     decode_replies,
+    decode_requests,
     encode,
 )
 from tests.api.fake_backend import STAMP_MS, FakeRouter, refusal
@@ -318,3 +319,91 @@ def test_an_answer_given_twice_is_a_bug() -> None:
 def test_array_headers(count: int) -> None:
     assert msgspec.msgpack.decode(array_header(count) + b"\xc0" * count) == [None] * count
     assert frame_count(array_header(count)) == count
+
+
+# -- waiting for a change of the routes
+
+
+def routes_of(wire: Wire) -> list[tuple[int, int, int, bool]]:
+    """(id, version, number of routes, whole) of each answer."""
+    replies = [reply for reply in wire.replies() if isinstance(reply, Routes)]
+    return [(reply.id, reply.version, len(reply.routes), reply.whole) for reply in replies]
+
+
+def test_routes_are_told_with_the_nodes_that_are_alive() -> None:
+    wire = Wire()
+    wire.send(GetRoutes(4))
+    routes = wire.one(Routes)
+    assert routes.nodes == (("n1", "127.0.0.1:7001"), ("n2", "127.0.0.1:7002"))
+    assert (routes.id, routes.version, routes.keyspaces, routes.whole) == (4, 3, {"default": 1}, True)
+
+
+def test_routes_of_another_version_are_told_at_once_and_without_wait_nothing_waits() -> None:
+    wire = Wire()
+    wire.send(GetRoutes(1, 2, 30_000), GetRoutes(2, 0, 30_000), GetRoutes(3, 3))
+    assert routes_of(wire) == [(1, 3, 1, True), (2, 3, 1, True), (3, 3, 0, False)]
+
+
+def test_who_waits_is_answered_with_the_change_and_holds_nothing_up() -> None:
+    wire = Wire()
+    wire.send(GetRoutes(1, 3, 90_000), Ping(2))
+    assert [type(reply) for reply in wire.replies()] == [Pong]
+    assert wire.session.unanswered == 0
+    assert wire.router.waited == [(3, 30.0)]
+    wire.wakes = 0
+    wire.router.change_routes()
+    assert wire.wakes == 1
+    assert routes_of(wire) == [(1, 4, 1, True)]
+    assert wire.router.watches == []
+
+
+def test_after_the_time_the_same_version_is_told() -> None:
+    wire = Wire()
+    wire.send(GetRoutes(1, 3, 50))
+    assert wire.router.waited == [(3, 0.05)]
+    wire.router.end_watches()
+    assert routes_of(wire) == [(1, 3, 0, False)]
+
+
+def test_a_connection_waits_once() -> None:
+    wire = Wire()
+    wire.send(GetRoutes(1, 3, 50), GetRoutes(2, 3, 50))
+    assert routes_of(wire) == [(1, 3, 0, False)]
+    assert len(wire.router.watches) == 1
+    wire.router.end_watches()
+    assert routes_of(wire) == [(2, 3, 0, False)]
+
+
+def test_a_stopping_node_answers_who_waits_and_leaves() -> None:
+    wire = Wire()
+    wire.send(GetRoutes(1, 3, 50))
+    wire.session.drain()
+    assert routes_of(wire) == [(1, 3, 0, False)]
+    assert wire.session.closing is not None
+    assert wire.router.watches == []
+
+
+def test_a_lost_connection_waits_no_more() -> None:
+    wire = Wire()
+    wire.send(GetRoutes(1, 3, 50))
+    wire.session.lost()
+    assert wire.router.watches == []
+
+
+def test_too_many_that_wait_are_refused_one_by_one() -> None:
+    wire = Wire()
+    wire.router.watches_refused = True
+    wire.send(GetRoutes(7, 3, 50), Ping(8))
+    refused, pong = wire.replies()
+    assert isinstance(refused, Refused)
+    assert (refused.id, refused.code, refused.definite) == (7, Code.OVERLOADED, True)
+    assert isinstance(pong, Pong)
+
+
+def test_the_shorter_frames_of_older_clients_and_nodes_are_understood() -> None:
+    assert decode_requests(msgspec.msgpack.encode([[4, 9]])) == [GetRoutes(9, 0, 0)]
+    assert decode_replies(msgspec.msgpack.encode([[4, 9, 1, {"default": 1}, []]])) == [
+        Routes(9, 1, {"default": 1}, [], (), whole=True)
+    ]
+    longer = msgspec.msgpack.encode([[4, 9, 1, 2, "later"]])
+    assert decode_requests(longer) == [GetRoutes(9, 1, 2)]

@@ -35,7 +35,7 @@ PREFIX = keyspace_prefix(1)
 seeds = st.integers(0, 2**32)
 
 
-def check_invariants(table: HintTable) -> None:
+def check_invariants(table: HintTable[Hint]) -> None:
     hints = list(table)
     assert len({one.id for one in hints}) == len(hints) == len(table)
     for left, right in pairwise(hints):
@@ -62,7 +62,7 @@ def test_true_histories_end_in_the_truth_in_any_order(seed: int) -> None:
     for _ in range(rng.randint(0, 60)):
         history.step()
     for _ in range(3):
-        table = HintTable()
+        table = HintTable(overrides)
         for hint in tell(rng, history):
             table.merge(hint)
         check_invariants(table)
@@ -97,7 +97,7 @@ hints = st.lists(shards.filter(lambda one: one.start < one.end).map(Shard.hint),
 
 @given(hints)
 def test_hints_without_sense_keep_the_invariants(told: list[Hint]) -> None:
-    table = HintTable()
+    table = HintTable(overrides)
     held: dict[int, Hint] = {}
     for hint in told:
         out = table.merge(hint)
@@ -113,7 +113,7 @@ def test_hints_without_sense_keep_the_invariants(told: list[Hint]) -> None:
 @given(hints)
 def test_two_tables_that_tell_each_other_what_they_hold_come_to_agree(told: list[Hint]) -> None:
     """Even where hints have no sense, so that which of them a table drops on the way depends on their order."""
-    one, other = HintTable(), HintTable()
+    one, other = HintTable(overrides), HintTable(overrides)
     for number, hint in enumerate(told):
         (one if number % 2 else other).merge(hint)
     for _ in range(len(told) + 1):
@@ -148,7 +148,7 @@ def test_version_goes_before_term_and_term_before_conf() -> None:
 
 
 def test_the_parent_of_before_a_split_never_comes_back() -> None:
-    table = HintTable()
+    table = HintTable(overrides)
     table.merge(shard(b"m", id=3, version=2))
     assert table.merge(shard(version=1, term=100)) is None
     assert table.find(PREFIX + b"a") is None, "the left half has not been heard of yet"
@@ -157,7 +157,7 @@ def test_the_parent_of_before_a_split_never_comes_back() -> None:
 
 
 def test_a_merged_neighbour_never_comes_back() -> None:
-    table = HintTable()
+    table = HintTable(overrides)
     table.merge(shard(b"", b"m", version=2))
     table.merge(shard(b"m", id=3, version=2))
     assert [one.id for one in table.merge(shard(version=3)) or []] == [2, 3]
@@ -168,7 +168,7 @@ def test_a_merged_neighbour_never_comes_back() -> None:
 def test_a_shard_whose_ranges_do_not_touch_is_held_once() -> None:
     """By a merge and a split a shard can leave the place where an old hint saw it."""
     for first, second in ((b"a", b"m"), (b"m", b"a")):
-        table = HintTable()
+        table = HintTable(overrides)
         table.merge(shard(first, first + b"z", version=1))
         assert [one.version for one in table.merge(shard(second, second + b"z", version=4)) or []] == [1]
         check_invariants(table)
@@ -176,7 +176,7 @@ def test_a_shard_whose_ranges_do_not_touch_is_held_once() -> None:
 
 
 def test_find_and_drop() -> None:
-    table = HintTable()
+    table = HintTable(overrides)
     table.merge(shard(b"b", b"d"))
     found = [table.find(PREFIX + key) is not None for key in (b"", b"b", b"c", b"d")]
     assert found == [False, True, True, False]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -31,7 +30,7 @@ from kvstore.base.errors import (
 from kvstore.base.operations import Failure, Get, Put
 from kvstore.base.shards import Route
 from kvstore.base.stream import Mutate, Read, Refused, Results
-from kvstore.replica.environment import Environment
+from kvstore.replica.environment import Environment, NodeAddress, NodeAddresses
 from kvstore.replica.host_core import HostCore
 from kvstore.replica.host_driver import HostDriver
 from kvstore.replica.requests import refusal
@@ -77,13 +76,35 @@ class Script:
         return outcome
 
 
+class Place:
+    """A node without a replica of its own, that knows the others by name."""
+
+    def __init__(self) -> None:
+        config = NodeConfig(name="n9", data=Path("/nowhere"))
+        addresses = NodeAddresses()
+        for name in ("n1", "n2", "n3"):
+            addresses[name] = NodeAddress(name, f"{name}:1")
+        self.environment = SimpleNamespace(
+            config=config,
+            node="n9",
+            rng=random.Random(1),
+            addresses=addresses,
+            address_of=addresses.get,
+            clock=SimpleNamespace(boot_ms=lambda: int(asyncio.get_running_loop().time() * 1_000)),
+        )
+        self.core = SimpleNamespace(replicas={}, routes_anew={}, environment=self.environment)
+        self.host = SimpleNamespace(core=self.core, leads=lambda shard: False)
+
+    def router(self, script: Script, *known: Route) -> ShardRouter:
+        shard_map = ShardMap(cast(HostCore, self.core))
+        shard_map.learn(known)
+        return ShardRouter(
+            cast(HostDriver, self.host), cast(Environment, self.environment), shard_map, cast(Forwarder, script)
+        )
+
+
 def router_with(script: Script, known: Route | None = None) -> ShardRouter:
-    core = cast(HostCore, SimpleNamespace(replicas={}))
-    shard_map = ShardMap(core)
-    shard_map.learn([known or route()])
-    environment = SimpleNamespace(config=NodeConfig(name="n9", data=Path("/nowhere")), rng=random.Random(1))
-    host = SimpleNamespace(core=core, leads=lambda shard: False)
-    return ShardRouter(cast(HostDriver, host), cast(Environment, environment), shard_map, cast(Forwarder, script))
+    return Place().router(script, known or route())
 
 
 async def put(router: ShardRouter, *, session: bytes = b"", timeout_ms: int = 1_000) -> list[Any]:
@@ -210,12 +231,6 @@ async def test_without_a_known_shard_or_keyspace() -> None:
     router = router_with(Script(OK))
     with pytest.raises(NotFound, match="no keyspace"):
         await router.execute("nope", [Put(0, b"k", b"v")], timeout_ms=100)
-    empty: Callable[..., Any] = ShardMap
-    router = ShardRouter(
-        cast(HostDriver, SimpleNamespace(core=SimpleNamespace(replicas={}), leads=lambda shard: False)),
-        cast(Environment, SimpleNamespace(config=NodeConfig(name="n9", data=Path("/")), rng=random.Random(1))),
-        empty(SimpleNamespace(replicas={})),
-        cast(Forwarder, Script(OK)),
-    )
+    router = Place().router(Script(OK))
     with pytest.raises(Unavailable, match="does not know the shard"):
         await put(router, timeout_ms=50)
