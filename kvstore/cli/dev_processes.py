@@ -118,10 +118,11 @@ def plan_nodes(*, nodes: int, port: int, data: Path, log_level: str) -> list[Nod
 def refuse_busy_ports(nodes: list[NodeProcess]) -> None:
     """Said before anything is started. Raises StartRefused."""
     for node in nodes:
-        with socket.socket() as probe:
+        with socket.socket() as probe, socket.socket(type=socket.SOCK_DGRAM) as datagrams:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((HOST, node.port))
+                datagrams.bind((HOST, node.port))
             except OSError as error:
                 raise StartRefused(
                     f"port {node.port} is not free ({error.strerror}): is a cluster running already? "
