@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+import msgspec
 from msgspec import Raw
 
 from kvstore.gossip.events import Event
@@ -111,6 +112,7 @@ class World:
         self.by_id: dict[str, SimNode] = {}
         self.listeners: list[Listener] = []
         self.lost = 0
+        self.push_pull_bytes = 0  # as MessagePack, both ways, without what TCP and HTTP add
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._sequence = 0
         self._hash = hashlib.blake2b() if transcript else None
@@ -191,6 +193,15 @@ class World:
         node.paused = True
         generation = node.generation
         self._later(seconds, lambda: self._resume(node, generation))
+
+    def stutter(self, node: SimNode, *, pause_seconds: float, run_seconds: float) -> None:
+        """Stopped and running in turn, from a moment at random on: Lifeguard's model of a starved process."""
+
+        def turn() -> None:
+            self.pause(node, pause_seconds)
+            self._later(pause_seconds + run_seconds, turn)
+
+        self._later(self.rng.random() * (pause_seconds + run_seconds), turn)
 
     def partition(self, *groups: Sequence[SimNode]) -> None:
         """Those in no group stay with the first."""
@@ -368,6 +379,7 @@ class World:
         if not self._connects(one, other):
             return False
         mine, theirs = one.swim.push_state(), other.swim.push_state()
+        self.push_pull_bytes += len(msgspec.msgpack.encode(mine)) + len(msgspec.msgpack.encode(theirs))
         other.swim.pull_state(mine, self.now)
         one.swim.pull_state(theirs, self.now)
         self._settle(one)

@@ -20,7 +20,7 @@ class GossipSettings:
 
     probe_seconds: float = 1.0  # one member is probed each; times health + 1
     probe_timeout_seconds: float = 0.5  # until others are asked to probe, too; times health + 1
-    ping_again_seconds: float = 0.25  # between pings until an ack comes; see probe.py. Times health + 1
+    ping_again_seconds: float = 0.125  # between pings until an ack comes; see probe.py. Times health + 1
     indirect_probes: int = 3  # SWIM's k
     nack_share: float = 0.8  # of the timeout; a relay says by then that it got no answer (Lifeguard 4.1)
     health_max: int = 8  # awareness lies in [0, this)

@@ -45,14 +45,14 @@ def test_a_probe_that_nobody_answers_goes_through_all_its_steps() -> None:
         at = core.swim.next_at()
         for each in core.advance(at - core.now):
             if isinstance(each.body, Ping) and target_of(each) == target:
-                steps.append((round(core.now - began, 2), "ping"))
+                steps.append((core.now - began, "ping"))
             if isinstance(each.body, PingRequest):
                 assert each.body.target == ping.body.target
                 assert each.body.ticket == ping.body.ticket
-                steps.append((round(core.now - began, 2), each.address))
-    assert [step for step in steps if step[1] == "ping"] == [(0.25, "ping"), (0.5, "ping"), (0.75, "ping")]
+                steps.append((core.now - began, each.address))
+    assert [at for at, what in steps if what == "ping"] == pytest.approx([n / 8 for n in range(1, 8)], abs=0.01)
     asked = [step for step in steps if step[1] != "ping"]
-    assert [at for at, _ in asked] == [0.5] * 3 + [0.75]
+    assert [at for at, _ in asked] == pytest.approx([0.5] * 3 + [0.625], abs=0.01)
     assert len({address for _, address in asked}) == 4, "all others, each once"
     (stream,) = core.streams
     assert (stream.node, stream.ticket) == (node_id(target), ping.body.ticket)
@@ -124,6 +124,27 @@ def test_a_wrong_ack_saves_nobody(wrong: str) -> None:
     core.hear(body=Ack(ticket, raw_id(2 if wrong == "node" else 1), 0, 0))
     core.advance(1.0)
     assert core.state(1) is SUSPECT
+
+
+def test_over_a_long_way_the_ping_is_not_repeated_before_its_answer_can_come() -> None:
+    core = Core(member(1))
+    for _ in range(2):
+        ping = probed(core)
+        again = [each.body.ticket for each in bodies(core.advance(0.2), Ping)]
+        core.hear(body=core.ack(ping.body))
+    assert again == []
+    (_, view) = core.swim.view()
+    assert view.rtt == pytest.approx(0.2)
+
+
+def test_an_ack_to_a_repeated_ping_tells_its_own_round_trip() -> None:
+    core = Core(member(1))
+    probed(core)
+    (_, second) = bodies(core.advance(0.26), Ping)
+    core.now += 0.03
+    core.hear(body=core.ack(second.body))
+    (_, view) = core.swim.view()
+    assert view.rtt == pytest.approx(0.04)
 
 
 def test_a_failure_does_not_accuse_who_refuted_meanwhile() -> None:
