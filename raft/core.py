@@ -108,7 +108,15 @@ class Core:
     )
 
     def __init__(
-        self, config: Config, reader: LogReader, rng: Random, *, applied: int, now_ms: int, barred: bool
+        self,
+        config: Config,
+        reader: LogReader,
+        rng: Random,
+        *,
+        applied: int,
+        now_ms: int,
+        barred: bool,
+        newborn: bool = False,
     ) -> None:
         hard_state, conf_state = reader.initial_state()
         self.config = config
@@ -139,7 +147,8 @@ class Core:
         self.election_timeout = 0
         # Ticks for which a lease promise holds: no vote for anybody. It was given before a restart, maybe, and is not
         # on disk; but whoever gave one had a durable term before (see follower.on_heartbeat).
-        self.promise_ticks = self.promise_length() if self.lease_reads and self.term > 0 else 0
+        may_have_promised = self.lease_reads and self.term > 0 and not newborn
+        self.promise_ticks = self.promise_length() if may_have_promised else 0
         self.messages: list[Message] = []  # may leave at once
         self.after_append: list[Message] = []  # may leave once everything before is durable
         self.read_states: list[ReadState] = []

@@ -40,7 +40,6 @@ def start_sleep(core: Core, absent: Collection[int]) -> bool:
         and log.commit == last
         and log.applied == last
         and log.stable_index == last
-        and not lead.beat_due
         and lead.transfer_target == NO_REPLICA
         and lead.read_only.is_empty
         and all(progress.match == last for _, progress in present)
@@ -50,6 +49,9 @@ def start_sleep(core: Core, absent: Collection[int]) -> bool:
         return False
     lead.sleep_index = last
     lead.sleep_round += 1
+    # The message takes the place of a heartbeat, and has the time until the next one.
+    lead.beat_due = False
+    core.heartbeat_elapsed = 0
     lead.sleep_acks.clear()
     lead.absent = frozenset(absent)
     context = encode_round(lead.sleep_round)

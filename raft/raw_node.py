@@ -47,12 +47,14 @@ class RawNode:
         applied: int = 0,
         now_ms: int = 0,
         campaign_barred: bool = False,
+        newborn: bool = False,
     ) -> None:
         """`applied`: what the driver's state machine holds; the log's ConfState is the one at that index.
 
         `campaign_barred`: the replica has lost log records. It neither votes nor campaigns until `unbar`.
+        `newborn`: no process before this one has run the replica, so no lease was promised that would be forgotten.
         """
-        core = Core(config, log, rng, applied=applied, now_ms=now_ms, barred=campaign_barred)
+        core = Core(config, log, rng, applied=applied, now_ms=now_ms, barred=campaign_barred, newborn=newborn)
         self._core = core
         self._ready_number = 0
         self._outstanding: deque[int] = deque()  # numbers of the Readys whose acks are awaited
