@@ -213,6 +213,26 @@ async def test_the_cluster_heals_when_each_was_alone() -> None:
         await until(lambda: all(set(node.states().values()) == {ALIVE} for node in nodes))
 
 
+async def test_who_is_removed_for_good_has_left_and_stays_so() -> None:
+    async with cluster() as (one, two, three):
+        await three.stop()
+        await until(lambda: two.state("n3") in (SUSPECT, DEAD))
+        one.driver.declare_left(three.id)
+        await until(lambda: one.state("n3") == two.state("n3") == LEFT)
+        await asyncio.sleep(3 * FAST.push_pull_seconds)  # nobody is told otherwise
+        assert one.state("n3") == two.state("n3") == LEFT
+
+
+async def test_a_large_cluster_hears_of_a_newcomer_by_one_address() -> None:
+    """Twelve nodes, each of which was told of one other only."""
+    first = Node("n1", node=f"{1:032x}")
+    nodes = [first]
+    for number in range(2, 13):
+        nodes.append(Node(f"n{number}", node=f"{number:032x}", seeds=[nodes[-1].address]))
+    await start_all(*nodes)
+    await stop_all(*nodes)
+
+
 async def test_a_record_that_is_too_large_to_be_told_is_refused() -> None:
     with pytest.raises(Invalid):
         Node("n1", labels={f"label{number}": "x" * 60 for number in range(16)})
