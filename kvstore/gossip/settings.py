@@ -54,7 +54,7 @@ class GossipSettings:
 
     def __post_init__(self) -> None:
         assert 0 < self.probe_timeout_seconds < self.probe_seconds
-        assert self.ping_again_seconds >= 0.05, "pings of one probe are bounded by this"
+        assert self.ping_again_seconds * 16 >= self.probe_seconds, "pings of one probe are bounded"
         assert self.probe_timeout_seconds * (1 + self.nack_share) < self.probe_seconds, "a nack would come too late"
         assert 0 < self.gossip_seconds <= self.probe_seconds
         assert self.health_max >= 1
