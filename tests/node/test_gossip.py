@@ -139,6 +139,22 @@ async def test_a_new_address_is_learned() -> None:
         await all_alive(cluster)
 
 
+async def test_all_addresses_may_change_at_once() -> None:
+    """The records, and the founders' list on the disks, lead nowhere then, and there is no quorum to correct them."""
+    async with LocalCluster(nodes=3, **QUICK) as cluster, cluster.client() as kv:
+        await kv.put(b"k", b"v")
+        await all_alive(cluster)
+        names = list(cluster.nodes)
+        for name in names:
+            await cluster.kill(name)
+        ports = {name: FreePort.take() for name in names}
+        cluster._addresses = {name: port.address for name, port in ports.items()}
+        await cluster._start_all(ports)
+        await cluster.wait_ready()
+        async with cluster.client() as later:
+            assert await later.get(b"k") == b"v"
+
+
 async def test_a_death_is_evidence_only_while_it_is_believed_and_nobody_is_connected(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
