@@ -188,18 +188,18 @@ class Node:
             if node != identity.node:
                 environment.addresses[node] = NodeAddress(name, address)
 
+        self._gossip = gossip = NodeGossip(identity, environment, host, transport, endpoint, self._seeded())
         shard_map = ShardMap(host.core)
         host.on_routes_anew = shard_map.touch
+        shard_map.attach(gossip.hints, gossip.alive)
+        gossip.on_members = shard_map.on_members
         router, coordinator = self._make_services(environment, host, shard_map, transport, peers, started_ms)
+        host.on_neighbours_anew = gossip.on_address = coordinator.connect
         host.attach(transport)
         host.start()
         self._exits.push_async_callback(host.close)
         await transport.start(host)
         self._exits.push_async_callback(transport.close)
-        coordinator.learn([])
-        self._gossip = gossip = NodeGossip(identity, environment, host, transport, endpoint, self._seeded())
-        shard_map.attach(gossip.hints, gossip.alive)
-        gossip.on_members = shard_map.on_members
         self._on_secrets.append(gossip.set_secrets)
         gossip.set_secrets(self._secrets)
         routes = [*transport.routes(), *gossip.routes()]
@@ -248,7 +248,7 @@ class Node:
             peers,
             cluster=self._identity.cluster,
             founders=self._identity.founders,
-            connected=transport.connected,
+            gossip=self.gossip.driver,
             started_ms=started_ms,
         )
 
@@ -256,10 +256,9 @@ class Node:
             host,
             environment,
             admin,
-            connected=transport.connected,
+            gossip=self.gossip.driver,
+            hints=self.gossip.hints.table,
             set_peers=transport.set_peers,
-            ask=lambda address: peers.picture(address),
-            learn_routes=shard_map.learn,
             on_refused=self._on_fatal,
         )
         admin.coordinator = coordinator
@@ -312,6 +311,8 @@ class Node:
         identity = await Founding(self.config, identity, peers, self._seeded()).run()
         loop = asyncio.get_running_loop()
         for descriptor, conf_state in founding_shards(identity.founders) if identity.founders else []:
+            if descriptor.replica_on(identity.node) is None:
+                continue
             written: asyncio.Future[None] = loop.create_future()
             done = partial(written.set_result, None)
             host.lifecycle.found(descriptor, conf_state, stamp=self.clock.wall_ms(), done=done)

@@ -1,6 +1,6 @@
 """What gossip means to a node: whom it knows, where they are, which of them are gone, and what it tells of itself.
 
-    members      ->  environment.addresses, the transport's peers
+    members      ->  environment.addresses
     a dead one   ->  evidence for the Raft groups, as a refused connection is
     shards led here, once the no-op is applied  ->  leader hints, to everybody
 
@@ -23,10 +23,11 @@ from aiohttp import web
 from kvstore import __version__
 from kvstore.base.config import NodeConfig
 from kvstore.base.errors import Invalid, StartRefused
+from kvstore.base.shards import ShardDescriptor
 from kvstore.gossip.driver import GossipDriver
 from kvstore.gossip.endpoint import Endpoint
-from kvstore.gossip.events import Event, MemberChanged
-from kvstore.gossip.hint import make_hint
+from kvstore.gossip.events import Event, Forgotten, MemberChanged
+from kvstore.gossip.hint import Hint, make_hint
 from kvstore.gossip.leader_hints import LeaderHints
 from kvstore.gossip.member import INCARNATIONS_PER_BOOT, Member, MemberState
 from kvstore.gossip.settings import GossipSettings
@@ -60,9 +61,11 @@ class NodeGossip:
         self._host = host
         self._transport = transport
         self._announcing: asyncio.TimerHandle | None = None
+        self._announced: dict[int, tuple[int, ShardDescriptor, Hint]] = {}  # by group; with the term
         settings = settings_of(config)
         self.hints = LeaderHints(identity.node, settings=settings)
         self.on_members: Callable[[], None] = lambda: None  # `alive` would give something else
+        self.on_address: Callable[[], None] = lambda: None  # environment.addresses has another one
         me = Member(
             node=identity.node,
             name=config.name,
@@ -118,14 +121,18 @@ class NodeGossip:
             self._announcing = loop.call_later(ANNOUNCE_SECONDS, self._announce)
 
     def _announce(self) -> None:
+        """Thousands of shards may be led here, of which one has changed: what has not is not made anew."""
         self._announcing = None
-        self.hints.announce(
-            [
-                make_hint(descriptor, term=replica.raw.term, leader=self._identity.node)
-                for replica in self._host.core.replicas.values()
-                if (descriptor := replica.leads) is not None
-            ]
-        )
+        before, self._announced = self._announced, {}
+        for group, replica in self._host.core.replicas.items():
+            descriptor, term = replica.leads, replica.raw.term
+            if descriptor is None:
+                continue
+            known = before.get(group)
+            if known is None or known[0] != term or known[1] is not descriptor:
+                known = (term, descriptor, make_hint(descriptor, term=term, leader=self._identity.node))
+            self._announced[group] = known
+        self.hints.announce([hint for *_, hint in self._announced.values()])
         self.driver.wake()
 
     # -- what is heard ---------------------------------------------------------------------------------------------
@@ -143,6 +150,8 @@ class NodeGossip:
         ]
 
     def _on_event(self, event: Event) -> None:
+        if isinstance(event, Forgotten):
+            self._forget(event.node)
         if not isinstance(event, MemberChanged):
             return
         old, new = event.old, event.new
@@ -168,7 +177,12 @@ class NodeGossip:
         place = NodeAddress(member.name, member.address)
         if addresses.get(member.node) != place:
             addresses[member.node] = place
-            self._transport.set_peers({node: one.address for node, one in addresses.items()})
+            self.on_address()
+
+    def _forget(self, node: str) -> None:
+        """It has been dead or gone for a day. Where there is a record of it, that brings its address back."""
+        if not self._transport.connected(node):
+            self._environment.addresses.pop(node, None)
 
     def _take_for_dead(self, member: Member) -> None:
         if self._transport.connected(member.node):

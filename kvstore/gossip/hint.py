@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Meta, Raw, Struct
 
 from kvstore.base.limits import KEY_BYTES_MAX, KEYSPACE_PREFIX_BYTES
-from kvstore.base.shards import ShardDescriptor, keyspace_prefix, keyspace_range
+from kvstore.base.shards import Replica, ReplicaRole, ShardDescriptor, keyspace_prefix, keyspace_range
 
 FULL_KEY_BYTES_MAX = KEYSPACE_PREFIX_BYTES + KEY_BYTES_MAX
 HINT_BYTES_MAX = 1_200
@@ -54,6 +54,19 @@ class Hint(Struct, array_like=True, frozen=True):
     def rank(self) -> tuple[int, int, int]:
         """What decides which of two tales stands."""
         return self.version, self.term, self.conf
+
+    @property
+    def descriptor(self) -> ShardDescriptor:
+        """Made anew at each call; without replicas where they were left out."""
+        return ShardDescriptor(
+            id=self.id,
+            keyspace=self.keyspace,
+            start=self.start,
+            end=self.end,
+            version=self.version,
+            conf=self.conf,
+            replicas=tuple(Replica(node.hex(), replica_id, _role(role)) for node, replica_id, role in self.replicas),
+        )
 
     def covers(self, key: bytes) -> bool:
         return self.start <= key < self.end
@@ -116,6 +129,11 @@ def is_sound(hint: Hint) -> bool:
     if hint.start >= hint.end or not hint.start.startswith(prefix):
         return False
     return hint.end.startswith(prefix) or hint.end == keyspace_range(hint.keyspace)[1]
+
+
+def _role(number: int) -> ReplicaRole:
+    """One of a later version is no voter, as far as this one can tell."""
+    return ReplicaRole.VOTER if number == ReplicaRole.VOTER else ReplicaRole.LEARNER
 
 
 def _content(hint: Hint) -> tuple[object, ...]:

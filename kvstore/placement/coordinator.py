@@ -1,11 +1,13 @@
-"""What a node does about the cluster in the background: keep its own record, know the others, repair shards.
+"""What a node does about the cluster in the background: keep its own record, know where others are, repair shards.
 
-Every node runs one. Keeping the record and knowing the others happens everywhere, repair only where the meta group is
-led. A repair that breaks off is begun again from what the shards say then.
+Every node runs one. Repair, and telling gossip of removed nodes, happen only where the meta group is led. A repair that
+breaks off is begun again from what the shards say then.
 
-Invariant: nothing is remembered here that matters: a step follows from the members' records and the descriptors.
+Invariant: nothing is remembered here that matters: a step follows from the members' records, the descriptors, and who
+           is alive as gossip believes.
 Invariant: a step is carried out only on the very membership that it was decided for (the epoch's `conf`): the picture
            here may be old, and a step decided twice could take away one replica too many.
+Invariant: a node connects only with those that it shares a group with (replica/neighbours).
 """
 
 from __future__ import annotations
@@ -13,24 +15,26 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-from kvstore import __version__
 from kvstore.base.errors import DuplicateName, KVError, StartRefused
 from kvstore.base.ids import META_SHARD
-from kvstore.base.shards import ReplicaRole, Route, ShardDescriptor
-from kvstore.placement.members import MemberRecord, Picture, read_members, read_removed
-from kvstore.placement.repair import Step, StepKind, next_step
+from kvstore.base.shards import ReplicaRole, ShardDescriptor
+from kvstore.gossip.hint import Hint
+from kvstore.gossip.member import MemberState
+from kvstore.placement.census import Gossip
+from kvstore.placement.members import RecordReader, Records
+from kvstore.placement.repair import REPLICATION_FACTOR, Step, StepKind, meta_voters, next_step
 from kvstore.replica.environment import Environment, NodeAddress
 from kvstore.replica.host_driver import HostDriver
 
 logger = logging.getLogger(__name__)
 
 ROUND_SECONDS = 0.5
-REPAIR_SECONDS_MAX = 120.0
-REPLICATION_FACTOR = 3
+ANNOUNCE_SECONDS = 60.0
+"""Between two times at which a node makes sure that it is a member as it says; sooner when others took it for gone."""
 HISTORY_MAX = 100
 
 
@@ -64,32 +68,25 @@ class Coordinator:
         environment: Environment,
         actions: Actions,
         *,
-        connected: Callable[[str], bool],
+        gossip: Gossip,
+        hints: Callable[[], Iterable[Hint]],
         set_peers: Callable[[dict[str, str]], None],
-        ask: Callable[[str], Awaitable[Picture]],
-        learn_routes: Callable[[list[Route]], None],
         on_refused: Callable[[BaseException], None],
     ) -> None:
-        """`ask`: the node at HOST:PORT for its picture; raises KVError. `on_refused`: the cluster does not want this
-        node (any more); it must end."""
+        """`hints`: what the shards' leaders tell. `set_peers`: HOST:PORT by node id of whom to be connected with.
+        `on_refused`: the cluster does not want this node (any more); it must end."""
         self._host = host
         self._environment = environment
         self._actions = actions
-        self._connected = connected
+        self._gossip = gossip
+        self._hints = hints
         self._set_peers = set_peers
-        self._ask = ask
-        self._learn_routes = learn_routes
         self._on_refused = on_refused
-        self._record = MemberRecord(
-            name=environment.config.name,
-            node=environment.node,
-            address=environment.config.advertise_address,
-            labels=dict(environment.config.labels),
-            version=__version__,
-        )
-        self.members: list[MemberRecord] = []
-        self.removed: list[str] = []  # node ids; known where the meta group has a replica
-        self._pictures: list[Picture] = []  # of this round
+        self._reader = RecordReader()
+        self._records: Records | None = None  # as of the last round
+        self._peers: dict[str, str] | None = None  # as last set
+        self._announced = -1  # this node's incarnation at that time
+        self._announce_at = 0.0
         self.operators: deque[Operator] = deque(maxlen=HISTORY_MAX)
         self._operator_count = 0
         self._repairing: set[int] = set()
@@ -99,10 +96,12 @@ class Coordinator:
         """For ever; cancelled at the node's stop."""
         while True:
             try:
-                await self._look_around()
-                self._refresh()
+                self._learn()
+                self.connect()
+                if self._host.leads(META_SHARD):
+                    self._tell_removals()
+                    self._repair()
                 await self._announce()
-                self._repair()
             except DuplicateName as error:
                 self._on_refused(StartRefused(error.message))
                 return
@@ -115,98 +114,97 @@ class Coordinator:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    # -- knowing the others ----------------------------------------------------------------------------------------
+    # -- who is there ----------------------------------------------------------------------------------------------
 
-    async def _look_around(self) -> None:
-        """Ask others what they know: all of them where the meta group is led, for repair; elsewhere one, for the
-        routes of shards that have no replica here."""
-        environment = self._environment
-        addresses = [place.address for node, place in environment.addresses.items() if self._connected(node)]
-        if not self._host.leads(META_SHARD):
-            addresses = addresses or list(environment.config.join)
-            addresses = [environment.rng.choice(addresses)] if addresses else []
-        answers = await asyncio.gather(*map(self._ask, addresses), return_exceptions=True)
-        self._pictures = [answer for answer in answers if isinstance(answer, Picture)]
-        for picture in self._pictures:
-            self._learn_routes(picture.routes)
-        for answer in answers:
-            if isinstance(answer, BaseException) and not isinstance(answer, KVError):
-                raise answer
-
-    def _refresh(self) -> None:
-        """From the meta group's state here while it is led; a replica without a leader may have been left behind
-        (or removed), so then what another node tells comes first."""
+    def records(self) -> Records | None:
+        """As the meta group's replica here has them; None where there is none, or none that hears of a leader: it may
+        have been left behind, or removed."""
         meta = self._host.core.replicas.get(META_SHARD)
-        state = meta.state if meta is not None else None
-        told = next((picture.members for picture in self._pictures if picture.members), [])
-        if meta is not None and state is not None and (meta.raw.leader_id or not told):
-            members = [member.record for member in read_members(state)]
-            self.removed = read_removed(state)
-        else:
-            members = told
-        if members:
-            self.members = members
-            self.learn(members)
+        if meta is None or meta.state is None or not meta.raw.leader_id:
+            return None
+        return self._reader.read(meta.state)
 
-    def learn(self, members: list[MemberRecord]) -> None:
-        """Take over names and addresses, and connect."""
+    def _learn(self) -> None:
+        """Where gossip has not heard of a node (yet), its record says where it is."""
+        meta = self._host.core.replicas.get(META_SHARD)
+        self._records = None if meta is None or meta.state is None else self._reader.read(meta.state)
+        for member in self._records.members if self._records else ():
+            record = member.record
+            if self._gossip.member(record.node) is None:
+                self._environment.addresses[record.node] = NodeAddress(record.name, record.address)
+
+    def connect(self) -> None:
+        """With the nodes that share a group with this one, as far as it is known where they are."""
         addresses = self._environment.addresses
-        for record in members:
-            if record.node != self._environment.node:
-                addresses[record.node] = NodeAddress(record.name, record.address)
-        needed = {node: place.address for node, place in addresses.items() if node != self._environment.node}
-        self._set_peers(needed)
+        nodes = self._host.core.neighbours.nodes(self._environment.clock.boot_ms())
+        peers = {node: addresses[node].address for node in nodes if node in addresses}
+        if peers != self._peers:
+            self._peers = peers
+            self._set_peers(peers)
 
     async def _announce(self) -> None:
-        """Write this node's record when it is missing or says something else."""
-        if not self.members and META_SHARD not in self._host.core.replicas:
-            return  # nobody has told yet what is known
-        known = next((record for record in self.members if record.name == self._record.name), None)
-        if known != self._record:
-            record = self._record
-            await self._actions.join(
-                name=record.name, node_id=record.node, address=record.address, labels=dict(record.labels)
-            )
+        """Have this node's record say what it is. Whoever was told to be gone, and lives, has a new incarnation: maybe
+        it was removed for good, which it hears by this. Raises DuplicateName then."""
+        loop = asyncio.get_running_loop()
+        environment = self._environment
+        own = self._gossip.member(environment.node)
+        incarnation = -1 if own is None else own.incarnation
+        if self._announced == incarnation and loop.time() < self._announce_at:
+            return
+        config = environment.config
+        await self._actions.join(
+            name=config.name,
+            node_id=environment.node,
+            address=config.advertise_address,
+            labels=dict(config.labels),
+        )
+        self._announced = incarnation
+        self._announce_at = loop.time() + ANNOUNCE_SECONDS * environment.rng.uniform(0.8, 1.2)
+
+    def _tell_removals(self) -> None:
+        """Gossip must not go on looking for nodes that were removed; one that still runs will ask (`_announce`)."""
+        for node in self._records.removed if self._records else ():
+            member = self._gossip.member(node)
+            if member is not None and member.state != MemberState.LEFT:
+                self._gossip.declare_left(node)
 
     # -- repair ----------------------------------------------------------------------------------------------------
 
     def _repair(self) -> None:
-        """Start the next step of every shard, one at a time each, where the meta group is led."""
-        if not self._host.leads(META_SHARD):
-            return
+        """Start the next step of every shard that needs one, one at a time each."""
+        records = self._records
+        if records is None or not records.members:
+            return  # nobody has announced itself yet; the first one binds all founders
         descriptors = self._descriptors()
         load: dict[str, int] = {}
         for descriptor in descriptors:
             for place in descriptor.replicas:
                 load[place.node] = load.get(place.node, 0) + 1
+        nodes = [member.record.node for member in records.members]
+        alive = [node for node in nodes if self._gossip.alive(node)]
         for descriptor in descriptors:
             if descriptor.id in self._repairing:
                 continue
-            step = self._step(descriptor, load)
+            step = next_step(
+                shard=descriptor.id,
+                replicas=[place.node for place in descriptor.replicas],
+                learners=[place.node for place in descriptor.replicas if place.role == ReplicaRole.LEARNER],
+                alive=alive,
+                removed=records.removed,
+                load=load,
+                wanted=meta_voters(len(nodes)) if descriptor.id == META_SHARD else REPLICATION_FACTOR,
+            )
             if step is not None:
                 self._start(step, descriptor.conf)
 
     def _descriptors(self) -> list[ShardDescriptor]:
-        """Of all shards: as a replica here has it, or as the shard's leader told in this round where that is newer."""
-        newest: dict[int, ShardDescriptor] = {}
-        local = [one.state.descriptor for one in self._host.core.replicas.values() if one.state is not None]
-        for descriptor in (*local, *(one for picture in self._pictures for one in picture.led)):
-            known = newest.get(descriptor.id)
-            if known is None or (descriptor.version, descriptor.conf) > (known.version, known.conf):
-                newest[descriptor.id] = descriptor
+        """Of all shards: as a replica here has it, or as the shard's leader told where that is newer."""
+        newest = {one.group: one.state.descriptor for one in self._host.core.replicas.values() if one.state is not None}
+        for hint in self._hints():
+            known = newest.get(hint.id)
+            if hint.replicas and (known is None or (hint.version, hint.conf) > (known.version, known.conf)):
+                newest[hint.id] = hint.descriptor
         return [newest[shard] for shard in sorted(newest)]
-
-    def _step(self, descriptor: ShardDescriptor, load: dict[str, int]) -> Step | None:
-        own = self._environment.node
-        return next_step(
-            shard=descriptor.id,
-            replicas=[place.node for place in descriptor.replicas],
-            learners=[place.node for place in descriptor.replicas if place.role == ReplicaRole.LEARNER],
-            alive=[record.node for record in self.members if record.node == own or self._connected(record.node)],
-            removed=self.removed,
-            load=load,
-            wanted=REPLICATION_FACTOR,
-        )
 
     def _start(self, step: Step, conf: int) -> None:
         self._operator_count += 1

@@ -7,6 +7,7 @@ down too. A node that finds its own id in the list of a founded one takes part; 
 Invariant: `identity.cluster` is written last, after the first state and log of every founding replica, and no Raft
            group runs before that: a crash in between is repeated from the start, with the same list.
 Invariant: all founders write the same list: only the lowest name ever makes one, and it makes it once.
+Invariant: which founders get a replica follows from the list alone.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from kvstore.base.config import NodeConfig
 from kvstore.base.errors import DuplicateName, KVError, StartRefused, Unauthenticated, Unavailable
 from kvstore.base.ids import DEFAULT_KEYSPACE, DEFAULT_SHARD, META_SHARD, SYSTEM_KEYSPACE, random_id
 from kvstore.base.shards import Replica, ShardDescriptor, keyspace_range
+from kvstore.placement.repair import REPLICATION_FACTOR, meta_voters
 from kvstore.storage.protocol import NodeIdentity
 from raft import ConfState
 
@@ -52,17 +54,24 @@ class PeerApi(Protocol):
 
 
 def founding_shards(founders: Founders) -> list[tuple[ShardDescriptor, ConfState]]:
-    """The two shards that a cluster begins with, the same on every founder."""
+    """The two shards that a cluster begins with, the same on every founder; not every founder has a replica.
+
+    The second shard's replicas begin where those of the meta group end, so that no founder gets more than it must.
+    """
     shards = []
-    count = len(founders)
-    for position, (shard, keyspace) in enumerate(((META_SHARD, SYSTEM_KEYSPACE), (DEFAULT_SHARD, DEFAULT_KEYSPACE))):
-        ids = [1 + position * count + place for place in range(count)]
-        replicas = tuple(Replica(node, replica_id) for (_, node, _), replica_id in zip(founders, ids, strict=True))
+    taken = 0  # replicas so far, over both shards: ids are not even equal between the two
+    for shard, keyspace, count in (
+        (META_SHARD, SYSTEM_KEYSPACE, meta_voters(len(founders))),
+        (DEFAULT_SHARD, DEFAULT_KEYSPACE, min(REPLICATION_FACTOR, len(founders))),
+    ):
+        places = range(taken, taken + count)
+        taken += count
+        replicas = tuple(Replica(founders[place % len(founders)][1], 1 + place) for place in places)
         start, end = keyspace_range(keyspace)
         descriptor = ShardDescriptor(
             id=shard, keyspace=keyspace, start=start, end=end, version=1, conf=1, replicas=replicas
         )
-        shards.append((descriptor, ConfState(voters=tuple(ids))))
+        shards.append((descriptor, ConfState(voters=tuple(replica.replica_id for replica in replicas))))
     return shards
 
 

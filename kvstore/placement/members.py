@@ -6,13 +6,10 @@ Invariant: the id of a removed node stays on record: it never takes part again (
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import msgspec
 
 from kvstore.base.limits import SCAN_BYTES_MAX, SCAN_KEYS_MAX
 from kvstore.base.operations import Item, Scan
-from kvstore.base.shards import Route, ShardDescriptor
 from kvstore.state.shard import ShardState
 
 REMOVED_PREFIX = b"removed/"
@@ -31,20 +28,21 @@ class MemberRecord(msgspec.Struct, frozen=True, array_like=True):
     version: str = ""
 
 
-class Picture(msgspec.Struct, frozen=True, array_like=True):
-    """What one node tells another about the cluster, when asked; only hints."""
-
-    members: list[MemberRecord]
-    routes: list[Route]  # of the users' shards
-    led: list[ShardDescriptor]  # of the shards that this very node leads
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(msgspec.Struct, frozen=True, array_like=True):
     """A record with the revision at which it was written, for compare-and-set."""
 
     record: MemberRecord
     revision: int
+
+
+class Records(msgspec.Struct, frozen=True, array_like=True):
+    """All that the meta group says about members, at one moment."""
+
+    members: list[Member]  # by name
+    removed: dict[str, str]  # nodes that were removed for good: id -> the name that it had last
+
+    def named(self, name: str) -> Member | None:
+        return next((member for member in self.members if member.record.name == name), None)
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -63,15 +61,29 @@ def removed_key(node: str) -> bytes:
     return REMOVED_PREFIX + node.encode()
 
 
-def read_members(state: ShardState) -> list[Member]:
-    """All members that the meta group's state holds here, by name."""
-    return [Member(_decoder.decode(item.value), item.mod_revision) for item in _all_items(state, PREFIX, PREFIX_END)]
+def read_records(state: ShardState) -> Records:
+    """What the meta group's state holds here."""
+    members = [Member(_decoder.decode(item.value), item.mod_revision) for item in _all_items(state, PREFIX, PREFIX_END)]
+    removed = {
+        item.key[len(REMOVED_PREFIX) :].decode(): item.value.decode()
+        for item in _all_items(state, REMOVED_PREFIX, REMOVED_PREFIX_END)
+    }
+    return Records(members, removed)
 
 
-def read_removed(state: ShardState) -> list[str]:
-    """Ids of the nodes that were removed for good."""
-    items = _all_items(state, REMOVED_PREFIX, REMOVED_PREFIX_END)
-    return [item.key[len(REMOVED_PREFIX) :].decode() for item in items]
+class RecordReader:
+    """Reads them again only when the state is another one than at the last look: they are looked at all the time."""
+
+    def __init__(self) -> None:
+        self._state: ShardState | None = None
+        self._revision = -1
+        self._records = Records([], {})
+
+    def read(self, state: ShardState) -> Records:
+        if state is not self._state or state.revision != self._revision:
+            self._state, self._revision = state, state.revision
+            self._records = read_records(state)
+        return self._records
 
 
 def _all_items(state: ShardState, first: bytes, end: bytes) -> list[Item]:

@@ -12,6 +12,16 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from kvstore.placement.thresholds import DEFAULTS, META_VOTERS_MAX
+
+REPLICATION_FACTOR = DEFAULTS.replication_factor
+
+
+def meta_voters(nodes: int) -> int:
+    """How many voters the meta group has, of so many nodes: an odd number up to five. With two nodes it is two: one
+    voter alone would lose the cluster's records with its disk."""
+    return META_VOTERS_MAX if nodes >= META_VOTERS_MAX else min(3, nodes)
+
 
 class StepKind(StrEnum):
     ADD = "add"

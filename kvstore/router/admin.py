@@ -10,35 +10,29 @@ Invariant: the names of all founders are bound before any other name, and before
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import msgspec
 
 from kvstore import __version__
 from kvstore.base import operations as ops
-from kvstore.base.errors import DuplicateName, Invalid, NotFound, NotLeader, Timeout, Unavailable
+from kvstore.base.errors import DuplicateName, Invalid, KVError, NotFound, NotLeader, Timeout, Unavailable
 from kvstore.base.ids import META_SHARD, SYSTEM_KEYSPACE
 from kvstore.base.operations import Batch, Cas, Failure, Mismatch, Mutation, Put, Result
 from kvstore.base.shards import ReplicaRole, user_bounds
 from kvstore.base.stream import Mutate, Refused, Results
+from kvstore.placement.census import Gossip, MemberStatus, census, count_states
 from kvstore.placement.coordinator import Coordinator
 from kvstore.placement.founding import Founders
-from kvstore.placement.members import (
-    Member,
-    MemberRecord,
-    Picture,
-    encode_member,
-    member_key,
-    read_members,
-    read_removed,
-    removed_key,
-)
+from kvstore.placement.members import MemberRecord, Records, encode_member, member_key, read_records, removed_key
 from kvstore.placement.replica_change import ReplicaChange
 from kvstore.replica.environment import Environment
 from kvstore.replica.host_driver import HostDriver
 from kvstore.replica.replica import Replica
-from kvstore.router.peer_api import PeerClient, encode_picture
+from kvstore.router.peer_api import PeerClient, encode_records
 from kvstore.router.router import ShardRouter
 from kvstore.router.shard_map import KEYSPACES
 from raft import RaftError
@@ -61,7 +55,7 @@ class NodeAdmin:
         *,
         cluster: str,
         founders: Founders,
-        connected: Callable[[str], bool],
+        gossip: Gossip,
         started_ms: int,
     ) -> None:
         self._host = host
@@ -70,9 +64,10 @@ class NodeAdmin:
         self._peers = peers
         self._cluster = cluster
         self._founders = founders
-        self._connected = connected
+        self._gossip = gossip
         self._started_ms = started_ms
         self.coordinator: Coordinator | None = None
+        self._told: Records | None = None  # by a node with a replica of the meta group, as last asked
         self._operations: Mapping[str, Callable[..., Awaitable[dict[str, Any]]]] = {
             "admit": self.join,  # of a node that is none yet, and asks whomever it knows
             "join": self._join_here,
@@ -120,28 +115,28 @@ class NodeAdmin:
         }
 
     async def members(self) -> list[dict[str, Any]]:
-        coordinator = self.coordinator
-        records = coordinator.members if coordinator else []
-        return [
-            {
-                "name": record.name,
-                "node_id": record.node,
-                "address": record.address,
-                "state": "alive" if self._is_alive(record.node) else "dead",
-                "labels": record.labels,
-                "version": record.version,
-            }
-            for record in sorted(records, key=lambda one: one.name)
-        ]
+        """As `census` has them. A node without the records asks for them; without an answer, by what it last knew."""
+        records = self._records()
+        if records is None:
+            records = await self._ask_records()
+        return [asdict(row) for row in self._census(records)]
 
     def member_counts(self) -> dict[str, float]:
-        """How many members are in each state, for the metrics."""
-        records = self.coordinator.members if self.coordinator else []
-        alive = sum(self._is_alive(record.node) for record in records)
-        return {"alive": alive, "dead": len(records) - alive}
+        """How many members are in each state, for the metrics: by what this node knows without asking."""
+        return count_states(self._census(self._records() or self._told))
 
-    def _is_alive(self, node: str) -> bool:
-        return node == self._environment.node or self._connected(node)
+    def _census(self, records: Records | None) -> list[MemberStatus]:
+        return census(records, self._gossip.members(), self._gossip.now())
+
+    def _records(self) -> Records | None:
+        return self.coordinator.records() if self.coordinator is not None else None
+
+    async def _ask_records(self) -> Records | None:
+        address = self._leader_of(META_SHARD)
+        if address is not None:
+            with contextlib.suppress(KVError):
+                self._told = await self._peers.records(address)
+        return self._told
 
     def shards(self) -> list[dict[str, Any]]:
         return [
@@ -246,10 +241,11 @@ class NodeAdmin:
         """Do it here or raise NotLeader. What another node's request runs."""
         if operation == "operators":
             return {"operators": self.coordinator.describe() if self.coordinator else []}
-        if operation == "picture":
-            members = self.coordinator.members if self.coordinator else []
-            led = [one.state.descriptor for one in self._host.core.replicas.values() if one.is_leader and one.state]
-            return {"picture": encode_picture(Picture(members, self._router.routes()[2], led))}
+        if operation == "records":
+            records = self._records()
+            if records is None:
+                raise NotLeader("this node does not have the members' records")
+            return {"records": encode_records(records)}
         action = self._operations.get(operation)
         if action is None:
             raise Invalid(f"there is no operation {operation!r}")
@@ -261,28 +257,30 @@ class NodeAdmin:
             raise Timeout(f"{operation} was not done in time; it may still be") from None
 
     def _leader_of(self, shard: int) -> str | None:
-        """HOST:PORT of another node that leads the shard; where that is not known, of any that is connected."""
-        own = self._environment.node
-        replica = self._host.core.replicas.get(shard)
-        leader = replica.leader_node if replica is not None else None
-        place = self._environment.address_of(leader)
-        if place is not None and leader != own:
-            return place.address
-        others = [one.address for node, one in self._environment.addresses.items() if self._connected(node)]
-        return self._environment.rng.choice(others) if others else None
+        """HOST:PORT of another node that leads the shard, as the replica here knows or gossip tells; where nobody does,
+        of one that has a replica, or of any that lives."""
+        own = self._environment.config.advertise_address
+        route = self._router.route_of(shard)
+        if route is not None and route.address is not None and route.address != own:
+            return route.address
+        addresses = [] if route is None else [address for _, address, _ in route.replicas if address != own]
+        if not addresses:
+            members = [view.member for view in self._gossip.members() if not view.member.is_gone]
+            addresses = [member.address for member in members if member.node != self._environment.node]
+        return self._environment.rng.choice(addresses) if addresses else None
 
     # -- at the leader ---------------------------------------------------------------------------------------------
 
     async def _join_here(self, *, name: str, node_id: str, address: str, labels: dict[str, str]) -> dict[str, Any]:
         await self._bind_founders()
-        meta = self._led(META_SHARD).state
-        if meta is not None and node_id in read_removed(meta):
+        records = self._led_records()
+        if node_id in records.removed:
             raise DuplicateName(
                 f"node {name} ({node_id[:8]}) was removed from the cluster for good: start it with an empty --data "
                 "directory to join as a new node"
             )
         record = MemberRecord(name=name, node=node_id, address=address, labels=labels, version=__version__)
-        known = next((one for one in self._members() if one.record.name == name), None)
+        known = records.named(name)
         if known is not None and known.record.node != node_id:
             raise DuplicateName(
                 f"the name {name} belongs to another node, at {known.record.address}; choose another --name, or "
@@ -297,29 +295,33 @@ class NodeAdmin:
         """A founder whose disk is lost before it wrote its record would come back under its name as another node, while
         the replicas of the old one stayed, with no name by which to remove it. Only founders lead the meta group before
         anybody has joined."""
-        meta = self._led(META_SHARD).state
-        assert meta is not None
-        names = {member.record.name for member in read_members(meta)}
-        removed = read_removed(meta)
+        records = self._led_records()
+        names = {member.record.name for member in records.members}
         missing = [
             MemberRecord(name=name, node=node, address=address)
             for name, node, address in self._founders
-            if name not in names and node not in removed
+            if name not in names and node not in records.removed
         ]
         if missing:
             await self._write_meta(Batch(0, [Cas(0, member_key(one.name), encode_member(one), 0) for one in missing]))
 
     async def _remove_node_here(self, *, name: str) -> dict[str, Any]:
+        """Done again, by somebody who got no answer, it says the same."""
         await self._bind_founders()
-        members = self._members()
-        known = next((one for one in members if one.record.name == name), None)
+        records = self._led_records()
+        known = records.named(name)
         if known is None:
-            raise NotFound(f"there is no member {name}")
-        if len(members) == 1:
+            gone = [node for node, last in records.removed.items() if last == name]
+            if not gone:
+                raise NotFound(f"there is no member {name}")
+            return {"removed": name, "node_id": gone[-1]}
+        if len(records.members) == 1:
             raise Invalid("the last member can't be removed")
+        node = known.record.node
         unbind = Cas(0, member_key(name), None, known.revision)
-        await self._write_meta(Batch(0, [unbind, Put(0, removed_key(known.record.node), name.encode())]))
-        return {"removed": name, "node_id": known.record.node}
+        await self._write_meta(Batch(0, [unbind, Put(0, removed_key(node), name.encode())]))
+        self._gossip.declare_left(node)
+        return {"removed": name, "node_id": node}
 
     async def _add_replica_here(self, *, shard: int, node: str, conf: int | None = None) -> dict[str, Any]:
         node_id = self._node_id(node)
@@ -361,19 +363,18 @@ class NodeAdmin:
             raise NotLeader(f"this node does not lead shard {shard}")
         return replica
 
-    def _members(self) -> list[Member]:
+    def _led_records(self) -> Records:
         """As the meta group's state holds them here, where it is led."""
         state = self._led(META_SHARD).state
         assert state is not None
-        return read_members(state)
+        return read_records(state)
 
     def _node_id(self, node: str) -> str:
-        """From a member's name; node ids (of replicas whose member is gone) stand for themselves."""
-        members = self.coordinator.members if self.coordinator else []
-        for record in members:
-            if node in (record.name, record.node):
-                return record.node
-        for node_id, place in self._environment.addresses.items():  # a founder that has not written its record yet
+        """From a member's name or id; node ids of replicas whose member is gone stand for themselves."""
+        rows = [row for row in self._census(self._records()) if node in (row.name, row.node_id)]
+        if rows:  # without the records it may be somebody's of the same name who was removed
+            return min(rows, key=lambda row: row.state in ("dead", "left")).node_id
+        for node_id, place in self._environment.addresses.items():  # of a founder that nobody has heard yet
             if node == place.name:
                 return node_id
         for replica in self._host.core.replicas.values():

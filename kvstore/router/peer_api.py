@@ -21,7 +21,7 @@ import msgspec
 from kvstore.base.clock import Clock
 from kvstore.base.errors import ERRORS, Code, Invalid, KVError, Unauthenticated, Unavailable
 from kvstore.placement.founding import ASK_SECONDS, FoundingState
-from kvstore.placement.members import Picture
+from kvstore.placement.members import Records
 
 FOUNDING_PATH = "/v1/peer/founding"
 ADMIN_PATH = "/v1/peer/admin"
@@ -33,8 +33,8 @@ JOIN_SECONDS = 7.0  # the one that is asked follows a moving leadership for some
 _SIGNATURE = re.compile(r"([0-9]{1,15})\.[0-9a-f]{64}")
 
 
-def encode_picture(picture: Picture) -> str:
-    return base64.b64encode(msgspec.msgpack.encode(picture)).decode()
+def encode_records(records: Records) -> str:
+    return base64.b64encode(msgspec.msgpack.encode(records)).decode()
 
 
 def sign(secret: bytes, *, stamp_ms: int, path: str, body: bytes) -> str:
@@ -92,10 +92,11 @@ class PeerClient:
         body = msgspec.json.encode({"operation": operation, "arguments": arguments})
         return await self._request(address, "POST", ADMIN_PATH, body, seconds=seconds)
 
-    async def picture(self, address: str) -> Picture:
-        answer = await self.admin(address, "picture", {}, seconds=ASK_SECONDS)
+    async def records(self, address: str) -> Records:
+        """Of the members, as a node with a replica of the meta group has them."""
+        answer = await self.admin(address, "records", {}, seconds=ASK_SECONDS)
         try:
-            return msgspec.msgpack.decode(base64.b64decode(str(answer.get("picture"))), type=Picture)
+            return msgspec.msgpack.decode(base64.b64decode(str(answer.get("records"))), type=Records)
         except (ValueError, msgspec.DecodeError) as error:
             raise Unavailable(f"{address} answers strangely: {error}") from None
 

@@ -12,9 +12,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from kvstore.base.errors import Unavailable
+from kvstore.gossip.leader_hints import LeaderHints
 from kvstore.replica.host_driver import HostDriver
-from kvstore.router.peer_api import PeerClient, Picture
 from kvstore.testing import LocalCluster
 from kvstore.transport.protocol import GroupMessage
 from tests.node.test_http import FAST, running, url
@@ -30,11 +29,8 @@ def isolate(cluster: LocalCluster, name: str, monkeypatch: pytest.MonkeyPatch) -
         if hosts.get(host) != name and node != own:
             take(host, node, messages)
 
-    async def unheard(*_: Any) -> Picture:
-        raise Unavailable("cut off")
-
     monkeypatch.setattr(HostDriver, "on_messages", on_messages)
-    monkeypatch.setattr(PeerClient, "picture", unheard)  # else it would hear of the new leader by this way
+    monkeypatch.setattr(LeaderHints, "receive", lambda *_: None)  # else it would hear of the new leader by gossip
 
 
 async def _problem(request: Any) -> tuple[str, str]:

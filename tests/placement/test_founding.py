@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from kvstore.base.errors import DuplicateName, StartRefused, Unauthenticated, Un
 from kvstore.base.ids import random_id
 from kvstore.placement import founding
 from kvstore.placement.founding import Founding, FoundingState, founding_shards
+from kvstore.replica.membership import FOUNDERS_IDS_MAX
 from kvstore.storage.protocol import NodeIdentity
 
 NAMES = ("n1", "n2", "n3")
@@ -187,12 +189,43 @@ async def test_alone_it_founds_at_once() -> None:
     assert [name for name, _, _ in world.disks["n9"].founders] == ["n9"]
 
 
-def test_first_shards_are_the_same_everywhere_and_ids_are_unique() -> None:
-    founders = tuple((name, name * 16, ADDRESSES[name]) for name in NAMES)
+def founders_of(count: int) -> tuple[tuple[str, str, str], ...]:
+    names = sorted(f"n{number}" for number in range(1, count + 1))
+    return tuple((name, f"{number:032x}", f"127.0.0.1:{7_000 + number}") for number, name in enumerate(names))
+
+
+@pytest.mark.parametrize(
+    ("count", "meta", "default"),
+    [
+        (1, [0], [0]),
+        (2, [0, 1], [0, 1]),
+        (3, [0, 1, 2], [0, 1, 2]),
+        (4, [0, 1, 2], [3, 0, 1]),
+        (5, [0, 1, 2, 3, 4], [0, 1, 2]),
+        (7, [0, 1, 2, 3, 4], [5, 6, 0]),
+        (15, [0, 1, 2, 3, 4], [5, 6, 7]),
+    ],
+)
+def test_first_shards_are_spread_over_the_founders(count: int, meta: list[int], default: list[int]) -> None:
+    """By position in the list: five of the founders keep the cluster's records, three the first data."""
+    founders = founders_of(count)
     shards = founding_shards(founders)
     assert [descriptor.id for descriptor, _ in shards] == [1, 2]
-    ids = [place.replica_id for descriptor, _ in shards for place in descriptor.replicas]
-    assert len(set(ids)) == 6
-    for descriptor, conf_state in shards:
+    for (descriptor, conf_state), expected in zip(shards, (meta, default), strict=True):
+        assert [place.node for place in descriptor.replicas] == [founders[position][1] for position in expected]
         assert conf_state.voters == tuple(place.replica_id for place in descriptor.replicas)
+        assert descriptor.version == descriptor.conf == 1
+    ids = [place.replica_id for descriptor, _ in shards for place in descriptor.replicas]
+    assert len(set(ids)) == len(meta) + len(default)
+    assert max(ids) <= FOUNDERS_IDS_MAX
     assert shards[0][0].end == shards[1][0].start
+
+
+@pytest.mark.parametrize("count", range(1, 16))
+def test_no_founder_has_two_replicas_where_another_one_has_none(count: int) -> None:
+    shards = founding_shards(founders_of(count))
+    held = Counter(place.node for descriptor, _ in shards for place in descriptor.replicas)
+    counts = [held[node] for _, node, _ in founders_of(count)]
+    assert max(counts) - min(counts) <= 1
+    for descriptor, _ in shards:
+        assert len({place.node for place in descriptor.replicas}) == len(descriptor.replicas)
