@@ -124,12 +124,18 @@ def _follow(model: Model, operations: list[Operation], found: Counterexample, de
         now = time.monotonic()
         result = Search(bound, Limits(deadline=now + share * max(0.0, deadline - now)), trace=True).run()
         for index, order in result.longest.items():
-            if len(order) > len(found.longest.get(index, ())):
+            if _length(order) > _length(found.longest.get(index, [])):
                 found.longest[index] = order
         if result.answer is Answer.ILLEGAL:
             break
-    found.best = max(found.longest.values(), key=len, default=[])
+    found.best = max(found.longest.values(), key=_length, default=[])
     found.state, found.stuck = _ending(model, operations, found.best)
+
+
+def _length(order: list[Operation]) -> tuple[int, int]:
+    """Of two orders the one with more answered operations is longer, then the one with fewer others."""
+    answered = sum(one.known for one in order)
+    return answered, answered - len(order)
 
 
 def _ending(model: Model, operations: list[Operation], order: list[Operation]) -> tuple[State, list[Operation]]:

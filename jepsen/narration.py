@@ -13,6 +13,8 @@ from jepsen.search import Answer
 LINES_MAX = 24
 """Operations of a counterexample that are listed; the report has all."""
 TEXT_MAX = 60
+ASKING = ("read", "get", "dequeue")
+"""Operations whose answer is told even if it is nothing."""
 
 
 def value_text(value: Value) -> str:
@@ -37,11 +39,9 @@ def operation_text(one: Operation) -> str:
         return f"{asked} -> refused" + (f", saw {value_text(one.refused[0])}" if one.refused else "")
     if one.silent:
         return f"{asked} -> no answer"
-    return (
-        asked
-        if (one.output is None and one.input is not None) or one.output == one.input
-        else (f"{asked} -> {value_text(one.output)}")
-    )
+    if one.output == one.input and (one.input is not None or one.f not in ASKING):
+        return asked
+    return f"{asked} -> {value_text(one.output)}"
 
 
 def verdict_lines(history: History, verdict: Verdict) -> Iterator[str]:

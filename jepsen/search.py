@@ -123,7 +123,7 @@ class Search:
         self._resets_before = self._count_resets() if self._looks_ahead else {}
         self._reach: dict[tuple[int, int], bool] = {}
         self._bytes = 0
-        self._longest: dict[int, tuple[int, _Path]] | None = {} if trace else None
+        self._longest: dict[int, tuple[tuple[int, int], _Path]] | None = {} if trace else None
 
     # -- preparation ---------------------------------------------------------------------------------------------
 
@@ -315,11 +315,10 @@ class Search:
         return (self._step(s, effect) if after is None else after) != s
 
     def _push(self, stack: list[_Configuration], r: int, k: int, u: int, s: int, previous: int, path: _Path) -> bool:
-        """What may go next, the best choice last, since it is popped first."""
+        """What may go next, the best choice last, since it is popped first. Whether any of it must be placed."""
         opened = self._opens[r]
         row = self._rows[s]
         before = self._rows[previous] if previous >= 0 else None
-        height = len(stack)
         out = self._way_out[s]
         moves: list[tuple[int, int, int]] = []  # effect, bit, rank or ~place of an optional one
         taken: set[int] = set()
@@ -338,6 +337,7 @@ class Search:
                         if after not in (-1, s) and not (before is not None and self._same(previous, effect, after)):
                             stack.append((r, k, u | bit, after, s, (path, ~(bit.bit_length() - 1))))
                         break
+        height = len(stack)
         for effect, bit, rank in moves:
             after = row.get(effect)
             after = self._step(s, effect) if after is None else after
@@ -377,9 +377,13 @@ class Search:
     def _remember(self, path: _Path) -> None:
         """Keeps, for each operation in a path that leads no further, the longest such path."""
         assert self._longest is not None
-        length, step = 0, path
+        placed = optional = 0
+        step = path
         while step is not None:
-            length, step = length + 1, step[0]
+            placed += step[1] >= 0
+            optional += step[1] < 0
+            step = step[0]
+        length = (placed, -optional)  # what had to be placed counts; what need not have been, not
         step, old = path, 0
         while step is not None and old < REMEMBER_BACK:
             best = self._longest.get(step[1])
