@@ -77,6 +77,7 @@ class Dispatcher:
         self._rng = rng
         self._loop = loop
         self._spawn = spawn
+        self._members: list[str] = []  # HOST:PORT of all nodes that are alive, as last told
         self._cluster: str | None = None  # id of the first node that welcomed us; a client never mixes two clusters
 
         def make(address: str) -> Link:
@@ -129,6 +130,7 @@ class Dispatcher:
     def _stop(self) -> list[Pending]:
         """No more connections, no more timers; all operations, wherever they are."""
         self.closed = True
+        self._keeper.close()
         if self._sweeper is not None:
             self._sweeper.cancel()
         doomed = self.batcher.take_all() + self._unrouted
@@ -168,6 +170,8 @@ class Dispatcher:
         return None
 
     def on_sent(self, flight: Flight) -> None:
+        if not self._keeper.used:
+            self._keeper.on_use()
         if flight.earliest < self._sweep_at:
             self._arm_sweep(flight.earliest)
 
@@ -376,6 +380,9 @@ class Dispatcher:
 
     def _on_routes(self, answer: Routes) -> bool:
         """Whether they are of use: a keeper's answer."""
+        if not answer.whole:
+            self._on_news(answer)
+            return True
         if not answer.keyspaces or (not answer.routes and self._keyspace in answer.keyspaces):
             return False  # a node that has just started, or has no replica and was not told yet where the shards are
         number = answer.keyspaces.get(self._keyspace)
@@ -386,14 +393,22 @@ class Dispatcher:
                 self.fail(pending, error)
             return True
         self.routes.keyspace = number
+        self._on_news(answer)
+        self._again(unrouted)
+        return True
+
+    def _on_news(self, answer: Routes) -> None:
+        """The routes that are told, and the nodes if they are."""
+        if not answer.routes and not answer.nodes:
+            return
+        if answer.nodes:
+            self._members = [address for _, address in answer.nodes]
+            self.nodes.add(self._members)
         self._learn(tuple(answer.routes))
-        known = self.routes.addresses()
-        self.nodes.prune(known)
+        self.nodes.prune([*self.routes.addresses(), *self._members])
         for shard in [shard for shard in self._paces if self.routes.get(shard) is None]:
             del self._paces[shard]
         self._session.forget_stamps({route.id for route in self.routes})
-        self._again(unrouted)
-        return True
 
     def _learn(self, routes: tuple[Route, ...]) -> None:
         if routes and self.routes.merge(routes):
@@ -433,7 +448,6 @@ class Dispatcher:
         next_at = min(next_at, at)
         if next_at < float("inf"):
             self._arm_sweep(max(next_at, now + SWEEP_SECONDS_MIN))
-        self._keeper.refresh_if_old()  # here, because there is no sweep while the client is idle
 
     def _sweep_list(self, pendings: list[Pending], now: float) -> tuple[list[Pending], float]:
         """Those that still wait, and their first deadline. They are not in a frame, so an end here is as certain as

@@ -129,6 +129,7 @@ class Link:
         self._outbox: list[tuple[bytes, int]] = []  # encoded frames with their size
         self._wake_writer = asyncio.Event()
         self._asks: dict[int, asyncio.Future[Routes]] = {}
+        self._listens: dict[int, asyncio.Future[Routes]] = {}  # asks that wait for a change: silence says nothing
         self._opened: list[asyncio.Future[None]] = []  # of wait_open
         self._heard = 0.0  # loop time of the last message, or of the first frame after a rest
         self._pinged = False  # since then
@@ -201,20 +202,24 @@ class Link:
         del self.flights[flight.id]
         self.flight_bytes -= flight.size
 
-    async def get_routes(self, seconds: float) -> Routes:
-        """Raises KVError or TimeoutError."""
+    async def get_routes(self, seconds: float, *, version: int = 0, wait_ms: int = 0) -> Routes:
+        """`version`, `wait_ms`: see GetRoutes. Raises KVError or TimeoutError."""
         if self.state is not State.OPEN:
             raise Unavailable(f"{self.address} is not connected")
-        frame = GetRoutes(self._next_id())
+        frame = GetRoutes(self._next_id(), version, wait_ms)
         future: asyncio.Future[Routes] = self._loop.create_future()
-        self._asks[frame.id] = future
-        self._expect_answer()
+        if wait_ms:
+            asks = self._listens
+        else:
+            asks = self._asks
+            self._expect_answer()
+        asks[frame.id] = future
         self._post(encode(frame))
         try:
             async with asyncio.timeout(seconds):
                 return await future
         finally:
-            self._asks.pop(frame.id, None)
+            asks.pop(frame.id, None)
 
     def _next_id(self) -> int:
         self._last_id += 1
@@ -317,10 +322,11 @@ class Link:
         self._owner.on_lost(self, flights, error)
 
     def _release(self, error: KVError) -> None:
-        for ask in self._asks.values():
+        for ask in (*self._asks.values(), *self._listens.values()):
             if not ask.done():
                 ask.set_exception(error)
         self._asks.clear()
+        self._listens.clear()
         self._wake_opened()
 
     def _wake_opened(self) -> None:
@@ -361,8 +367,8 @@ class Link:
             return len(reply.results) if flight.mode != MUTATION else 0
         if type(reply) is Routes:
             self.failures = 0
-            ask = self._asks.get(reply.id)
-            if ask is not None and not ask.done():
+            ask = self._ask_of(reply.id)
+            if ask is not None:
                 ask.set_result(reply)
         elif type(reply) is Pong:
             self._set_stamp(reply.stamp, now)
@@ -373,12 +379,16 @@ class Link:
     def _on_stray(self, reply: Results | Refused) -> int:
         """An answer to a frame that nobody waits for, or the refusal of a request for routes."""
         if type(reply) is Refused:
-            ask = self._asks.get(reply.id)
-            if ask is not None and not ask.done():
+            ask = self._ask_of(reply.id)
+            if ask is not None:
                 ask.set_exception(
                     error_of(reply.code, reply.message, definite=reply.definite, retry_after_ms=reply.retry_after_ms)
                 )
         return 0
+
+    def _ask_of(self, request: int) -> asyncio.Future[Routes] | None:
+        ask = self._asks.get(request) or self._listens.get(request)
+        return None if ask is None or ask.done() else ask
 
     def _set_stamp(self, stamp: int, now: float) -> None:
         if stamp > 0:

@@ -2,8 +2,8 @@
 
 Invariant: a node that failed and is not connected again is not chosen while another can be; it is dialled in the
            background meanwhile, so that operations do not wait for a dead machine.
-Invariant: the endpoints that the user gave are never forgotten; other nodes are, when no route names them and no
-           connection to them is open.
+Invariant: the endpoints that the user gave are never forgotten; other nodes are, when they are no members that live,
+           no route names them and no connection to them is open.
 """
 
 from __future__ import annotations

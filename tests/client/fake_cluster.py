@@ -42,6 +42,7 @@ from kvstore.base.operations import (
 from kvstore.base.shards import Route
 from kvstore.base.stream import GetRoutes, Hello, Mutate, Ping, Pong, Read, Refused, Reply, Results, Routes, Welcome
 
+LOOK_SECONDS = 0.02  # between two looks for a change, for who waits
 STALE = Failure(Code.STALE_ROUTE, "moved")
 
 
@@ -227,12 +228,25 @@ class Node:
         self.dialled = 0
         self.frames: list[Mutate | Read] = []  # all that came, in order
         self.hint: Callable[[Route], Route] = lambda route: route  # what this node believes of a route
+        self.lets_wait = True  # or answers requests that wait at once, as a node that stops
+        self.asked: list[GetRoutes] = []
+        self._told: object = None  # what was shown at the last version
+        self._version = 1_000 * len(cluster.nodes_made)
+        cluster.nodes_made.append(self)
         self.mute = False  # takes messages and never says anything, not even Pong: a paused process
 
     def kill(self) -> None:
         self.up = False
         for peer in list(self.connections):
             peer.close()
+
+    def routes_version(self) -> int:
+        """Another one with each change of what this node would tell."""
+        shown = (self.cluster.routes(self), self.cluster.members())
+        if shown != self._told:
+            self._told = shown
+            self._version += 1
+        return self._version
 
     def on_frame(self, peer: Peer, frame: Mutate | Read) -> None:
         self.frames.append(frame)
@@ -333,9 +347,25 @@ class Peer:
         if isinstance(frame, Ping):
             self.push(Pong(frame.id, cluster.stamp()))
         elif isinstance(frame, GetRoutes):
-            self.push(Routes(frame.id, 1, dict(cluster.keyspaces), list(cluster.routes(node))))
+            node.asked.append(frame)
+            until = asyncio.get_running_loop().time() + frame.wait_ms / 1_000
+            self._tell_routes(frame, until if node.lets_wait else 0.0)
         else:
             node.on_frame(self, frame)
+
+    def _tell_routes(self, frame: GetRoutes, until: float) -> None:
+        """Now, or when something has changed, or at that time."""
+        loop = asyncio.get_running_loop()
+        node, cluster = self._node, self._node.cluster
+        version = node.routes_version()
+        if version == frame.version and loop.time() < until and self in node.connections:
+            loop.call_later(LOOK_SECONDS, self._tell_routes, frame, until)
+            return
+        if version == frame.version:
+            self.push(Routes(frame.id, version, dict(cluster.keyspaces), [], whole=False))
+        else:
+            members = cluster.members()
+            self.push(Routes(frame.id, version, dict(cluster.keyspaces), list(cluster.routes(node)), members))
 
 
 class Cluster:
@@ -346,6 +376,8 @@ class Cluster:
         self.keyspaces = {"default": 1}
         self.skew_ms = 0  # of the nodes' clocks
         self.conf = 1  # of every shard: raised when their replicas change
+        self.bare: set[str] = set()  # nodes without replicas
+        self.nodes_made: list[Node] = []
         self.nodes = {f"n{i}": Node(self, f"n{i}", f"10.0.0.{i}:7001") for i in range(1, nodes + 1)}
         bounds = (b"", *splits, b"")
         names = list(self.nodes)
@@ -391,10 +423,13 @@ class Cluster:
             left.low[session] = max(low, left.low.get(session, 0))
         left.revision = max(left.revision, right.revision)
 
-    def add_node(self, name: str, address: str) -> None:
-        """It gets a replica of every shard."""
+    def add_node(self, name: str, address: str, *, bare: bool = False) -> None:
+        """It gets a replica of every shard, or none."""
         self.nodes[name] = Node(self, name, address)
-        self.conf += 1
+        if bare:
+            self.bare.add(name)
+        else:
+            self.conf += 1
 
     # -- what is so
     def stamp(self) -> int:
@@ -412,8 +447,12 @@ class Cluster:
             shard.term,
             leader.name if leader is not None else None,
             leader.address if leader is not None else None,
-            tuple((node.name, node.address, 1) for node in self.nodes.values()),
+            tuple((node.name, node.address, 1) for node in self.nodes.values() if node.name not in self.bare),
         )
+
+    def members(self) -> tuple[tuple[str, str], ...]:
+        """Those that are alive."""
+        return tuple((node.name, node.address) for node in self.nodes.values() if node.up)
 
     def routes(self, node: Node) -> tuple[Route, ...]:
         return tuple(node.hint(self.route(shard)) for shard in sorted(self.shards.values(), key=lambda one: one.start))
