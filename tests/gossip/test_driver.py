@@ -329,8 +329,8 @@ async def test_numbers_are_shown_as_metrics() -> None:
         one.driver._on_datagram(b"nonsense", ("127.0.0.1", 9))
         assert metrics.gauge("kvstore_gossip_members") == {"alive": 2, "suspect": 0, "dead": 0, "left": 0}
         assert metrics.gauge("kvstore_gossip_refused") == {"size": 1}
-        assert metrics.gauge("kvstore_gossip_packets")["sent"] > 0
-        assert metrics.gauge("kvstore_gossip_bytes")["received"] > 0
+        await until(lambda: metrics.gauge("kvstore_gossip_packets")["sent"] > 0)
+        await until(lambda: metrics.gauge("kvstore_gossip_bytes")["received"] > 0)
         assert metrics.gauge("kvstore_gossip_events")["push_pulls"] >= 0
         assert metrics.gauge("kvstore_gossip_health") == {"score": 0}
         assert metrics.gauge("kvstore_gossip_send_errors") == {}
