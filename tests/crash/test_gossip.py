@@ -6,8 +6,11 @@ that a suspicion is dropped or becomes a death within seconds.
 
 from __future__ import annotations
 
+import asyncio
+import random
 import re
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -15,6 +18,7 @@ import aiohttp
 import pytest
 
 from kvstore.gossip.member import INCARNATIONS_PER_BOOT
+from kvstore.gossip.seal import Seal
 from tests.crash.load import Load
 from tests.crash.processes import ProcessCluster, until
 
@@ -101,6 +105,48 @@ async def test_a_killed_and_restarted_process_has_a_higher_incarnation(tmp_path:
             await until(is_back)
             await all_alive(cluster)
         assert len({node for node, *_ in told(cluster, "n1", "n3")}) == 1
+
+
+@pytest.mark.slow
+async def test_a_flood_of_noise_is_not_noticed(tmp_path: Path) -> None:
+    """10,000 datagrams a second to each of three nodes in turn, forged and garbage, while clients write."""
+    file = tmp_path / "secret"
+    file.write_text(OLD)
+    flags = (*QUICK, "--cluster-secret-file", str(file))
+    async with ProcessCluster(tmp_path, flags=flags) as cluster, cluster.client() as kv, Load(kv, pause=0.01) as load:
+        await all_alive(cluster)
+        status = await cluster.get("n1", "/v1/status")
+        since = {name: node.output_bytes for name, node in cluster.nodes.items()}
+        for name, node in cluster.nodes.items():
+            sent = await _flood(node.address, cluster_id=status["cluster_id"], seconds=1.0)
+            await load.accepted(time.monotonic(), seconds=10)
+            refused = await gossip(cluster, name, "refused")
+            assert sum(refused.values()) > sent * 0.5, (sent, refused)  # the kernel may have dropped some
+            assert {"forged", "size", "version"} <= set(refused)
+        await load.stop()
+        await load.check()
+        assert not load.told.errors, load.told.errors[:3]
+        await all_alive(cluster)
+        for name in cluster.nodes:
+            for other in cluster.nodes:
+                assert told(cluster, name, other, since[name]) == []  # nobody has changed its state
+
+
+async def _flood(address: str, *, cluster_id: str, seconds: float) -> int:
+    """How many were sent."""
+    host, _, port = address.rpartition(":")
+    forger = Seal(cluster=cluster_id, node="f" * 32, boots=1, secrets=(b"a guess of the secret",))
+    rng = random.Random(3)
+    noise = [forger.wrap(rng.randbytes(rng.randrange(1, 1_300))) for _ in range(500)]
+    noise += [rng.randbytes(rng.randrange(0, 1_500)) for _ in range(500)]
+    sent, began = 0, time.monotonic()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as attacker:
+        while (passed := time.monotonic() - began) < seconds:
+            for _ in range(round(passed * 10_000) - sent):
+                attacker.sendto(noise[sent % len(noise)], (host, int(port)))
+                sent += 1
+            await asyncio.sleep(0.005)
+    return sent
 
 
 @pytest.mark.slow
