@@ -6,5 +6,5 @@ merged by (incarnation, state), so that news wins over rumours in whatever order
 Read in this order: member (what is told of a node, and the merge), swim (the pure core), hint (what is told of a shard,
 and which tale stands), leader_hints (how such tales spread), driver (UDP, push-pull, timers).
 
-Invariant: everything but driver, endpoint and push_pull is pure: time and randomness come in as arguments.
+Invariant: everything but driver, endpoint, resolver and push_pull is pure: time and randomness come in as arguments.
 """
