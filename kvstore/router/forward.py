@@ -59,6 +59,7 @@ class Forwarder:
         self._session: aiohttp.ClientSession | None = None
         self._links: dict[str, Link] = {}
         self._opening: dict[str, asyncio.Lock] = {}
+        self._closed = False
 
     async def ask(self, address: str, frame: Mutate | Read) -> Results | Refused:
         """Send the frame once. Raises Unavailable (not sent, definite) or Timeout (may have happened)."""
@@ -85,6 +86,8 @@ class Forwarder:
             link = self._links.get(address)
             if link is not None and not link.reader.done():
                 return link
+            if self._closed:
+                raise Unavailable("this node stops")  # while requests that came before are still tried again
             try:
                 async with asyncio.timeout(CONNECT_SECONDS):
                     link = await self._open(address)
@@ -113,6 +116,7 @@ class Forwarder:
         return Link(socket)
 
     async def close(self) -> None:
+        self._closed = True
         for link in self._links.values():
             await link.socket.close()
             link.reader.cancel()
