@@ -332,7 +332,7 @@ def _admin_operations() -> Json:
             "routesVersion", "routesWait", codes=(*_LIST_CODES, Code.NOT_FOUND, Code.OVERLOADED),
         ),
         "/v1/members": {
-            **listing("listMembers", "The nodes, as gossip sees them.", "Members", codes=_LIST_CODES),
+            **listing("listMembers", "The nodes, and how each is, as this one knows.", "Members", codes=_LIST_CODES),
             "post": change("joinMember", "Take a node into the cluster.", body={JSON: {"schema": reference("Join")}}),
         },
         "/v1/members/{name}": {"delete": change("removeMember", "Remove a node for good.", "member")},

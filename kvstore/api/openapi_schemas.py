@@ -144,7 +144,7 @@ def _cluster_schemas(limits: Limits) -> Json:
                 "nodes": {"type": "array", "items": _object({"name": _TEXT, "address": _TEXT})},
             }
         ),
-        "Members": {"type": "array", "items": _object({"name": _TEXT, "state": _TEXT}, closed=False)},
+        "Members": {"type": "array", "items": _member_schema()},
         "Shards": {"type": "array", "items": shard},
         "Operators": {"type": "array", "items": anything},
         "Limits": _object({name: {"type": "integer"} for name in asdict(limits)}),
@@ -155,6 +155,30 @@ def _cluster_schemas(limits: Limits) -> Json:
             {"labels": {"type": "object", "additionalProperties": _TEXT}},
         ),
     }
+
+
+def _member_schema() -> Json:
+    def or_null(kind: str, description: str) -> Json:
+        return {"type": [kind, "null"], "minimum": 0, "description": f"{description}; null = not known."}
+
+    return _object(
+        {
+            "name": _TEXT,
+            "node_id": _TEXT,
+            "address": {"type": "string", "description": "HOST:PORT"},
+            "state": {
+                "enum": ["alive", "suspect", "dead", "left"],
+                "description": "As gossip has it. A member that gossip has never heard of counts as dead.",
+            },
+            "incarnation": or_null("integer", "Rises with each start of the node, and each time it denies its death"),
+            "labels": {"type": "object", "additionalProperties": _TEXT},
+            "version": _TEXT,
+            "round_trip_ms": or_null("number", "Of this node's probes, smoothed"),
+            "state_age_ms": or_null("integer", "How long the member has been in this state"),
+            "heard_age_ms": or_null("integer", "How long ago the member answered a probe of this node"),
+        },
+        closed=False,
+    )
 
 
 def _problem_schema() -> Json:

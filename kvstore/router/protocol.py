@@ -76,7 +76,8 @@ class Admin(Protocol):
         """This node: name, node id, cluster id, version, uptime, role per shard, disk, boot id, ..."""
 
     async def members(self) -> list[dict[str, Any]]:
-        """name, node_id, address, state (alive, suspect, dead, left), labels, version."""
+        """name, node_id, address, state (alive, suspect, dead, left), incarnation, labels, version, round_trip_ms,
+        state_age_ms, heard_age_ms: see placement/census."""
 
     def shards(self) -> list[dict[str, Any]]:
         """id, keyspace, start, end, epoch, leader, replicas: [{node, role}], approximate_bytes, ...."""

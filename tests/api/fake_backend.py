@@ -324,7 +324,21 @@ class FakeAdmin:
         return {"name": "n1", "cluster_id": "c0ffee", "shards": []}
 
     async def members(self) -> list[dict[str, Any]]:
-        return [{"name": name, "state": "alive"} for name in sorted(self.known_members)]
+        return [
+            {
+                "name": name,
+                "node_id": f"{number:032x}",
+                "address": f"127.0.0.1:{7_000 + number}",
+                "state": "alive" if number == 1 else "dead",
+                "incarnation": 1_000_000 if number == 1 else None,
+                "labels": {"zone": "a"},
+                "version": "0.1.0",
+                "round_trip_ms": 0.25 if number == 1 else None,
+                "state_age_ms": 1_234 if number == 1 else None,
+                "heard_age_ms": 17 if number == 1 else None,
+            }
+            for number, name in enumerate(sorted(self.known_members), 1)
+        ]
 
     def shards(self) -> list[dict[str, Any]]:
         return [{"id": 2, "keyspace": "default", "replicas": [{"node": "n1", "role": "voter"}]}]

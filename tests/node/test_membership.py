@@ -1,4 +1,4 @@
-"""Nodes that found, join and are removed while the cluster serves; nodes without replicas; who is connected with whom."""
+"""Nodes that found, join and are removed while the cluster serves; nodes without replicas; who is connected."""
 
 from __future__ import annotations
 
