@@ -242,6 +242,10 @@ class StreamSession:
     # -- routes
 
     def _on_get_routes(self, frame: GetRoutes) -> None:
+        if self._out_bytes > CLIENT_OUT_BYTES_MAX:  # a message may hold thousands of these, and an answer megabytes
+            self._metrics.count_stream("routes", Code.OVERLOADED.name)
+            self._refuse(frame.id, Code.OVERLOADED, "earlier answers have not been read")
+            return
         routes = self._router.routing(frame.version)
         if frame.wait_ms <= 0 or routes.version != frame.version or self._draining:
             self._push_routes(frame, routes)

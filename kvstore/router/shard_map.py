@@ -44,6 +44,8 @@ from kvstore.replica.host_core import HostCore
 KEYSPACES = {DEFAULT_KEYSPACE_NAME: int(DEFAULT_KEYSPACE)}
 WATCHERS_MAX = CONNECTIONS_MAX
 WAKE_SECONDS = 0.02  # what many elections change at once is told once
+WAKES_MAX = 500  # in one turn of the loop: each writes an answer
+TOLD_MAX = 64
 DENIED_MS = 1_000  # a leader that could not be reached is not named to the router again before
 _COUNT_BITS = 20  # of a version; with 32 random bits above, readers of JSON take it for a whole number
 
@@ -93,6 +95,7 @@ class ShardMap:
         self._first = self._version = base + 1
         self._changed_at: dict[int, int] = {}  # version at which the shard's route became what it is
         self._nodes_changed_at = self._first
+        self._told: dict[int, Routing] = {}  # what has changed since some earlier versions; those who wait ask alike
         self._denied: dict[int, tuple[str, int]] = {}  # shard -> (address of a leader, boot clock until when)
         self._watchers: dict[int, tuple[int, Callable[[], None]]] = {}  # with the version that was seen
         self._watch_count = 0
@@ -157,11 +160,17 @@ class ShardMap:
         self._refresh()
         if not self._first <= since <= self._version:
             return Routing(self._version, self._shown(), self._nodes, whole=True)
-        routes: Sequence[Route] = ()
-        if since < self._version:
-            routes = [route for route in self._shown() if self._changed_at[route.id] > since]
-        nodes = self._nodes if self._nodes_changed_at > since else ()
-        return Routing(self._version, routes, nodes, whole=False)
+        routing = self._told.get(since)
+        if routing is None:
+            routes: Sequence[Route] = ()
+            if since < self._version:
+                routes = [route for route in self._shown() if self._changed_at[route.id] > since]
+            nodes = self._nodes if self._nodes_changed_at > since else ()
+            routing = Routing(self._version, routes, nodes, whole=False)
+            if len(self._told) >= TOLD_MAX:
+                self._told.clear()
+            self._told[since] = routing
+        return routing
 
     def find(self, keyspace: int, key: bytes) -> Route | None:
         """The route of the shard that holds the user's key."""
@@ -211,6 +220,7 @@ class ShardMap:
         version = self._version + 1
         if sum([self._renew(shard, version) for shard in stale]) + self._renew_nodes(version):
             self._version = version
+            self._told.clear()
             self.touch()
 
     def _known_here(self, group: int) -> Known | None:
@@ -323,10 +333,12 @@ class ShardMap:
         version = self.version
         self._waking = None
         due = [number for number, (seen, _) in self._watchers.items() if seen != version or self._closed]
-        for number in due:
+        for number in due[:WAKES_MAX]:
             watcher = self._watchers.get(number)
             if watcher is not None:  # one that was woken may cancel others
                 watcher[1]()
+        if len(due) > WAKES_MAX:
+            self._waking = asyncio.get_running_loop().call_later(0, self._wake)
 
     def close(self) -> None:
         """The node stops: nobody waits any more."""
@@ -349,19 +361,7 @@ def _content(known: Known) -> tuple[object, ...]:
 
 
 def _known_by_hint(hint: Hint) -> Known:
-    descriptor = ShardDescriptor(
-        id=hint.id,
-        keyspace=hint.keyspace,
-        start=hint.start,
-        end=hint.end,
-        version=hint.version,
-        conf=hint.conf,
-        replicas=tuple(
-            Replica(node.hex(), replica_id, ReplicaRole.VOTER if role == ReplicaRole.VOTER else ReplicaRole.LEARNER)
-            for node, replica_id, role in hint.replicas
-        ),
-    )
-    return Known(hint.id, hint.start, hint.end, descriptor, hint.term, hint.leader.hex())
+    return Known(hint.id, hint.start, hint.end, hint.descriptor, hint.term, hint.leader.hex())
 
 
 def _known_by_route(route: Route, by_name: dict[str, str]) -> Known:

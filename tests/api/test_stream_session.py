@@ -400,6 +400,17 @@ def test_too_many_that_wait_are_refused_one_by_one() -> None:
     assert isinstance(pong, Pong)
 
 
+def test_answers_with_routes_are_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One message may ask four thousand times for what is megabytes long."""
+    wire = Wire()
+    monkeypatch.setattr(stream_module, "CLIENT_OUT_BYTES_MAX", 1_000)
+    wire.send(*[GetRoutes(number) for number in range(1, 1_001)])
+    told = wire.replies()
+    assert [reply.id for reply in told if isinstance(reply, Routes | Refused)] == list(range(1, 1_001))
+    assert 1 <= sum(isinstance(reply, Routes) for reply in told) < 20
+    assert {reply.code for reply in told if isinstance(reply, Refused)} == {Code.OVERLOADED}
+
+
 def test_the_shorter_frames_of_older_clients_and_nodes_are_understood() -> None:
     assert decode_requests(msgspec.msgpack.encode([[4, 9]])) == [GetRoutes(9, 0, 0)]
     assert decode_replies(msgspec.msgpack.encode([[4, 9, 1, {"default": 1}, []]])) == [

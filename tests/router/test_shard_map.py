@@ -453,6 +453,20 @@ async def test_many_changes_at_once_wake_once() -> None:
 
 
 @simulated
+async def test_thousands_are_woken_some_at_a_time_and_each_once() -> None:
+    place = Place()
+    woken: list[int] = []
+    for number in range(2_000):
+        place.map.watch(place.map.version, lambda number=number: woken.append(number), seconds=30.0)  # type: ignore[misc]
+    place.hear(shard())
+    await asyncio.sleep(shard_map_module.WAKE_SECONDS)
+    await asyncio.sleep(0)
+    assert 0 < len(woken) < 2_000
+    await asyncio.sleep(1.0)
+    assert woken == list(range(2_000))
+
+
+@simulated
 async def test_a_watch_can_be_cancelled_and_none_is_left_behind() -> None:
     place = Place()
     wakes: list[int] = []
