@@ -18,7 +18,7 @@ from kvstore.base.ids import META_SHARD
 from kvstore.cli.failure import CommandFailed
 from kvstore.cli.picture import NodeView, node_view, shard_views
 from kvstore.cli.records import readable
-from kvstore.cli.render import bytes_text, duration_text, note, print_json, print_table
+from kvstore.cli.render import bytes_text, duration_text, note, print_json, print_table, round_trip_text
 from kvstore.cli.rest import NotReached, Rest
 from kvstore.cli.target import Target, kvctl_command, run, target_of, target_options
 
@@ -116,7 +116,7 @@ def _node_json(view: NodeView, member: Mapping[str, Any]) -> dict[str, Any]:
 
 def _node_row(view: NodeView, member: Mapping[str, Any]) -> tuple[Any, ...]:
     state = "up" if view.up else "down"
-    if member.get("state") in ("suspect", "dead", "left"):
+    if not view.up and member.get("state") in ("suspect", "dead", "left"):
         state = str(member["state"])
     leads = ", ".join(str(shard) for shard in view.leads[:8]) + (" …" if len(view.leads) > 8 else "")
     return (
@@ -143,27 +143,43 @@ def _number(values: Any, name: str) -> int | None:
 @click.command()
 @kvctl_command
 async def members(target: Target) -> None:
-    """List the nodes of the cluster."""
+    """List the nodes of the cluster, and how each is.
+
+    As the node that is asked believes: FOR is how long in that state, RTT the round trip of its probes, HEARD when it
+    had an answer last, INCARNATION rises with each start and each denial.
+    """
     async with target.rest() as rest:
         content = await rest.get("/v1/members")
     if target.json:
         print_json(content)
         return
     print_table(
-        ("NODE", "STATE", "ADDRESS", "LABELS", "VERSION", "NODE ID"),
-        [
-            (
-                row.get("name"),
-                row.get("state"),
-                row.get("address"),
-                ",".join(f"{name}={value}" for name, value in sorted((row.get("labels") or {}).items())),
-                row.get("version"),
-                row.get("node_id"),
-            )
-            for row in _list(content, "members")
-        ],
+        ("NODE", "STATE", ">FOR", "ADDRESS", ">RTT", ">HEARD", ">INCARNATION", "LABELS", "VERSION", "NODE ID"),
+        [_member_row(row) for row in _list(content, "members")],
         empty="no members",
     )
+
+
+def _member_row(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    labels = row.get("labels") or {}
+    incarnation = row.get("incarnation")
+    heard = _seconds(row.get("heard_age_ms"))
+    return (
+        row.get("name"),
+        row.get("state"),
+        duration_text(_seconds(row.get("state_age_ms"))),
+        row.get("address"),
+        round_trip_text(row.get("round_trip_ms")),
+        "-" if heard is None else f"{duration_text(heard)} ago",
+        None if incarnation is None else str(incarnation),
+        ",".join(f"{name}={value}" for name, value in sorted(labels.items())),
+        row.get("version"),
+        row.get("node_id"),
+    )
+
+
+def _seconds(milliseconds: Any) -> float | None:
+    return milliseconds / 1_000 if isinstance(milliseconds, int | float) else None
 
 
 @click.command()

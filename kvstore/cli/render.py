@@ -104,3 +104,10 @@ def duration_text(seconds: float | None) -> str:
     while len(parts) > 1 and parts[0][0] == 0:
         parts.pop(0)
     return " ".join(f"{number}{unit}" for number, unit in parts[:2])
+
+
+def round_trip_text(milliseconds: object) -> str:
+    """0.2541 -> 0.25 ms; 12.3 -> 12 ms."""
+    if not isinstance(milliseconds, int | float):
+        return "-"
+    return f"{milliseconds:.2f} ms" if milliseconds < 10 else f"{milliseconds:.0f} ms"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 from collections.abc import Iterator
@@ -31,8 +32,26 @@ def test_status(ctl: Kvctl) -> None:
 def test_members(ctl: Kvctl) -> None:
     told = ctl.json("members")
     assert [(row["name"], row["state"]) for row in told] == [("n1", "alive"), ("n2", "alive"), ("n3", "alive")]
-    assert {"address", "labels", "node_id", "version"} <= told[0].keys()
-    assert ctl("members").stdout.splitlines()[0].split()[:3] == ["NODE", "STATE", "ADDRESS"]
+    assert {"address", "labels", "node_id", "version", "round_trip_ms", "heard_age_ms"} <= told[0].keys()
+    assert all(row["incarnation"] // 1_000_000 == 1 and row["state_age_ms"] >= 0 for row in told)
+    lines = ctl("members").stdout.splitlines()
+    assert lines[0].split()[:7] == ["NODE", "STATE", "FOR", "ADDRESS", "RTT", "HEARD", "INCARNATION"]
+    assert all(row["node_id"] in line for row, line in zip(told, lines[2:], strict=True))
+
+
+def test_the_table_of_members() -> None:
+    """What is not known is a dash; a member that gossip has not heard of has nothing but its record."""
+    known = {
+        "name": "n1", "node_id": "ab", "address": "h:1", "state": "suspect", "incarnation": 2_000_001,
+        "labels": {"zone": "a", "host": "x"}, "version": "0.1.0",
+        "round_trip_ms": 0.254, "state_age_ms": 93_784_000, "heard_age_ms": 61_900,
+    }  # fmt: skip
+    times = dict.fromkeys(("incarnation", "round_trip_ms", "state_age_ms", "heard_age_ms"))
+    unheard = {**known, "name": "n2", "state": "dead", "labels": {}, **times}
+    with recording_server([known, unheard]) as (url, _):
+        lines = [line.split() for line in Kvctl(url)("members").stdout.splitlines()]
+    assert lines[2] == "n1 suspect 1d 2h h:1 0.25 ms 1m 1s ago 2000001 host=x,zone=a 0.1.0 ab".split()
+    assert lines[3] == "n2 dead - h:1 - - - - 0.1.0 ab".split()
 
 
 def test_shards_have_the_fields_that_others_rely_on(ctl: Kvctl) -> None:
@@ -123,19 +142,21 @@ async def has_three(running: LocalCluster, without: str) -> bool:
 
 
 @contextmanager
-def recording_server() -> Iterator[tuple[str, list[tuple[str, str, bytes]]]]:
-    """Answers everything with {}, and keeps what it was asked: method, path, body."""
+def recording_server(content: Any = None) -> Iterator[tuple[str, list[tuple[str, str, bytes]]]]:
+    """Answers everything with `content`, or {}, and keeps what it was asked: method, path, body."""
     asked: list[tuple[str, str, bytes]] = []
+    body = json.dumps(content or {}).encode()
 
     class Handler(BaseHTTPRequestHandler):
         def answer(self) -> None:
             asked.append((self.command, self.path, self.rfile.read(int(self.headers.get("Content-Length", 0)))))
             self.send_response(200)
-            self.send_header("Content-Length", "2")
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(b"{}")
+            self.wfile.write(body)
 
-        do_POST = do_DELETE = answer
+        do_GET = do_POST = do_DELETE = answer
 
         def log_message(self, format: str, *args: object) -> None:
             pass
