@@ -107,6 +107,15 @@ def test_an_answer_over_tcp_saves_the_member() -> None:
     assert core.swim.counters.stream_saved == 1
 
 
+def test_an_answer_over_tcp_to_an_earlier_probe_saves_nobody() -> None:
+    core = Core(member(1))
+    probed(core)
+    core.advance(0.5)
+    core.swim.stream_answer(core.streams[0].ticket ^ 1, True, core.now)
+    core.advance(0.5)
+    assert core.state(1) is SUSPECT
+
+
 def test_no_over_tcp_changes_nothing() -> None:
     core = Core(member(1))
     probed(core)
