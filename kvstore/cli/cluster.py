@@ -18,11 +18,14 @@ from kvstore.base.ids import META_SHARD
 from kvstore.cli.failure import CommandFailed
 from kvstore.cli.picture import NodeView, node_view, shard_views
 from kvstore.cli.records import readable
-from kvstore.cli.render import bytes_text, duration_text, note, print_json, print_table, round_trip_text
+from kvstore.cli.render import bytes_text, columns, duration_text, note, print_json, print_table, round_trip_text
 from kvstore.cli.rest import NotReached, Rest
 from kvstore.cli.target import Target, kvctl_command, run, target_of, target_options
 
 CHANGE_SECONDS = 70.0  # a node itself gives up a change after 60: a replica may have a whole shard to copy
+ID_DIGITS = 8  # as the log shows them
+MEMBERS_WIDE = (">HEARD", "ID")  # columns of `members` that a narrow terminal has no room for
+MEMBERS_COLUMNS = 115
 STATUS_SECONDS = 2.0  # a paused node must not hold up the picture of the others
 
 
@@ -146,18 +149,17 @@ async def members(target: Target) -> None:
     """List the nodes of the cluster, and how each is.
 
     As the node that is asked believes: FOR is how long in that state, RTT the round trip of its probes, HEARD when it
-    had an answer last, INCARNATION rises with each start and each denial.
+    had an answer last; INCARNATION rises with each start and each denial. A narrow terminal shows less, -o json all.
     """
     async with target.rest() as rest:
         content = await rest.get("/v1/members")
     if target.json:
         print_json(content)
         return
-    print_table(
-        ("NODE", "STATE", ">FOR", "ADDRESS", ">RTT", ">HEARD", ">INCARNATION", "LABELS", "VERSION", "NODE ID"),
-        [_member_row(row) for row in _list(content, "members")],
-        empty="no members",
-    )
+    headings = ("NODE", "STATE", ">FOR", "ADDRESS", ">RTT", ">INCARNATION", "VERSION", ">HEARD", "ID", "LABELS")
+    shown = [heading for heading in headings if heading not in MEMBERS_WIDE or columns() >= MEMBERS_COLUMNS]
+    rows = [dict(zip(headings, _member_row(row), strict=True)) for row in _list(content, "members")]
+    print_table(shown, [[row[heading] for heading in shown] for row in rows], empty="no members", folds="LABELS")
 
 
 def _member_row(row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -170,11 +172,11 @@ def _member_row(row: Mapping[str, Any]) -> tuple[Any, ...]:
         duration_text(_seconds(row.get("state_age_ms"))),
         row.get("address"),
         round_trip_text(row.get("round_trip_ms")),
-        "-" if heard is None else f"{duration_text(heard)} ago",
         None if incarnation is None else str(incarnation),
-        ",".join(f"{name}={value}" for name, value in sorted(labels.items())),
         row.get("version"),
-        row.get("node_id"),
+        "-" if heard is None else f"{duration_text(heard)} ago",
+        str(row.get("node_id", ""))[:ID_DIGITS],
+        ", ".join(f"{name}={value}" for name, value in sorted(labels.items())),
     )
 
 

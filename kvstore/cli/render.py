@@ -40,8 +40,11 @@ def columns() -> int:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDE
 
 
-def print_table(headings: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str = "nothing") -> None:
-    """A heading that begins with ">" is of numbers: its column is aligned to the right."""
+def print_table(
+    headings: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str = "nothing", folds: str = ""
+) -> None:
+    """A heading that begins with ">" is of numbers: its column is aligned to the right. `folds`: the only column that
+    may be folded where the terminal is narrow; "" = any."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -51,9 +54,14 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[Any]], *, empty
     if not lines:
         note(empty)
         return
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True, header_style="bold")
     for heading in headings:
-        table.add_column(heading.lstrip(">"), justify="right" if heading.startswith(">") else "left", overflow="fold")
+        table.add_column(
+            heading.lstrip(">"),
+            justify="right" if heading.startswith(">") else "left",
+            overflow="fold",
+            no_wrap=bool(folds) and heading != folds,
+        )
     for line in lines:
         table.add_row(*(Text(text, style=_style(text)) for text in line))
     if sys.stdout.isatty():
