@@ -97,6 +97,24 @@ def test_a_refutation_ends_the_suspicion() -> None:
     assert dies_after(core, 1) == pytest.approx(24.0, abs=0.1), "a new suspicion has its whole time"
 
 
+def test_another_content_of_the_same_rank_gives_no_more_time() -> None:
+    core = Core(*OTHERS)
+    core.swim.leave(core.now)
+    core.hear(member(1, 5, SUSPECT), accuser=2)
+    core.advance(20.0)
+    core.hear(member(1, 5, SUSPECT, labels={"zone": "b"}), accuser=2)
+    assert dies_after(core, 1) == pytest.approx(4.0, abs=0.1)
+    assert core.swim.counters.suspicions == 1
+
+
+def test_who_is_suspected_again_and_again_costs_no_more_memory() -> None:
+    core = Core(*OTHERS)
+    for incarnation in range(6, 400):
+        core.hear(member(1, incarnation, SUSPECT), accuser=2)
+        core.hear(member(1, incarnation, SUSPECT), accuser=3)
+    assert len(core.swim._rumours._ends) <= 66
+
+
 def test_the_dead_may_come_back_with_a_higher_incarnation_only() -> None:
     core = Core(*OTHERS)
     core.hear(member(1, 5, DEAD))
