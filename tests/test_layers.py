@@ -38,6 +38,10 @@ PURE_STDLIB = frozenset(
 )
 """What raft/ may import: no clock, no I/O, no threads, no codec."""
 
+GOSSIP_IO = {"driver.py", "endpoint.py", "push_pull.py", "resolver.py"}
+"""The only files of kvstore/gossip that see a loop or a socket; all else takes time and chance as arguments."""
+PURE_GOSSIP = PURE_STDLIB | {"hashlib", "heapq", "hmac", "math", "msgspec", "re"}
+
 
 def _modules() -> list[Path]:
     return sorted([*ROOT.glob("raft/**/*.py"), *ROOT.glob("kvstore/**/*.py")])
@@ -85,6 +89,16 @@ def test_imports_go_to_earlier_layers(path: Path) -> None:
 def test_raft_is_pure(path: Path) -> None:
     foreign = {module for module in _imports(path) if module.split(".")[0] not in PURE_STDLIB | {"raft"}}
     assert not foreign, f"{path.name} imports {foreign}"
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("kvstore/gossip/*.py")), ids=_name)
+def test_gossip_core_is_pure(path: Path) -> None:
+    if path.name in GOSSIP_IO:
+        return
+    own = {f"kvstore.gossip.{name[:-3]}" for name in GOSSIP_IO}
+    foreign = {module for module in _imports(path) if module.split(".")[0] not in PURE_GOSSIP | {"kvstore", "raft"}}
+    assert not foreign, f"{path.name} imports {foreign}"
+    assert not _imports(path) & own, f"{path.name} imports what does I/O"
 
 
 def test_every_third_party_import_is_a_dependency() -> None:
