@@ -137,6 +137,18 @@ class Failure(msgspec.Struct, array_like=True, tag=6, frozen=True):
 Result = int | None | Found | Page | Mismatch | BatchDone | RangeDeleted | Failure
 """int = the revision of the change (0 = nothing to change); None = a Get that found nothing."""
 
+
+def first_key(operation: Mutation | ReadOperation) -> bytes:
+    """The user's key by which the operation's shard is found; b"" = the keyspace's first."""
+    match operation:
+        case Batch():
+            return operation.operations[0].key if operation.operations else b""
+        case DeleteRange() | Scan():
+            return operation.start
+        case _:
+            return operation.key
+
+
 _mutations = msgspec.msgpack.Decoder(list[Mutation])
 _reads = msgspec.msgpack.Decoder(list[ReadOperation])
 encode = msgspec.msgpack.Encoder().encode

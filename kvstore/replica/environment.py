@@ -7,15 +7,21 @@ from __future__ import annotations
 
 import random
 from collections import UserDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from kvstore.base.clock import Clock
 from kvstore.base.config import NodeConfig
 from kvstore.base.errors import Code
 from kvstore.base.limits import MEMTABLE_BYTES_MAX, MEMTABLE_COMMANDS_MAX
 from kvstore.base.metrics import Metrics
+from kvstore.base.shards import Route
 from kvstore.storage.protocol import LogStore, StateStore
+
+if TYPE_CHECKING:
+    from kvstore.replica.replica import Replica
+    from kvstore.state.shard import ShardState
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +47,19 @@ class NodeAddresses(UserDict[str, NodeAddress]):
         self.on_change()
 
 
+@dataclass(frozen=True, slots=True)
+class Birth:
+    """A split that a replica has just applied: the host makes the child in the same turn (births)."""
+
+    parent: Replica
+    state: ShardState  # the child's
+    index: int  # of the split in the parent's log
+
+
+def _no_routes(_keyspace: int, _keys: Sequence[bytes]) -> tuple[Route, ...]:
+    return ()
+
+
 @dataclass(slots=True)
 class Environment:
     config: NodeConfig
@@ -54,6 +73,10 @@ class Environment:
     addresses: NodeAddresses = field(default_factory=NodeAddresses)
     disk_full: bool = False
     stopped: list[int] = field(default_factory=list)  # groups whose replica was stopped, for the host to look at
+    flush_wanted: bool = False  # somebody waits until what is applied here is on the disk
+    births: list[Birth] = field(default_factory=list)  # in the order in which they were applied
+    find_routes: Callable[[int, Sequence[bytes]], tuple[Route, ...]] = _no_routes
+    """(keyspace, user keys) -> routes of the shards that hold them, as far as this node knows; only a hint."""
     perf: Callable[[], float] = lambda: 0.0  # seconds, for latency histograms only
 
     def refuses_writes(self, *, only_deletes: bool) -> Code | None:

@@ -4,13 +4,18 @@ A flush is a consistent cut: the tables of all shards are frozen in one step, wi
 applied index. It is written only once the local log holds all that it contains, which a barrier in the log thread's
 queue tells (applying runs ahead of the local disk).
 
+The first flush of a split's child writes its whole table of sessions, up to 200,000 answers. They are encoded in slices
+before the tables are frozen; what changes meanwhile is encoded again, as at every flush.
+
 Invariant: one flush at a time.
+Invariant: both halves of a split are in the same flush, the first one after it.
 Invariant: the log is compacted only up to a flushed index, and never past an index that a snapshot under way needs.
 Called by: host_driver.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 from kvstore.base.limits import (
@@ -28,6 +33,8 @@ from raft import SnapshotMeta
 
 logger = logging.getLogger(__name__)
 
+PREPARED_PER_STEP = 200  # sessions, about 1 ms
+PREPARE_PAUSE_SECONDS = 0.002
 FLUSH_BYTES = MEMTABLE_BYTES_MAX // 4
 FLUSH_COMMANDS = MEMTABLE_COMMANDS_MAX // 10
 """LMDB keeps the pages that a transaction touches in memory, 4 KiB each, and never gives that memory back: a flush of
@@ -41,6 +48,7 @@ class Flusher:
         self.core = core
         self.environment = environment
         self.under_way = False
+        self._preparing: asyncio.TimerHandle | None = None
         self.pins: dict[int, list[int]] = {}  # group -> indexes behind which snapshots under way need the log
         self._next_ms = environment.clock.boot_ms() + environment.config.flush_interval_ms
 
@@ -48,10 +56,11 @@ class Flusher:
         """Flush when the tables are large, or now and then when there is anything."""
         if self.under_way:
             return
-        store = self.environment.state_store
+        environment = self.environment
+        store = environment.state_store
         large = store.table_bytes > FLUSH_BYTES or store.table_commands > FLUSH_COMMANDS
-        if large or now_ms >= self._next_ms:
-            self._next_ms = now_ms + self.environment.config.flush_interval_ms
+        if large or now_ms >= self._next_ms or environment.flush_wanted:
+            self._next_ms = now_ms + environment.config.flush_interval_ms
             self.begin()
 
     def begin(self) -> bool:
@@ -63,9 +72,12 @@ class Flusher:
             for replica in self.core.replicas.values()
             if replica.state is not None and not replica.installing and replica.state.dirty
         ]
-        if self.under_way or store.flushing or not changed:
+        if self.under_way or store.flushing or self._preparing is not None or not changed:
             return False
+        if not self._prepare(changed):
+            return True
         self.under_way = True
+        environment.flush_wanted = False
         began = environment.perf()
         store.freeze()
         changes: dict[int, ShardChange] = {}
@@ -81,6 +93,27 @@ class Flusher:
         # The barrier: what was applied was submitted to the log before, so it is durable when this runs.
         environment.log_store.submit([], lambda: store.write_frozen(changes, written))
         return True
+
+    def _prepare(self, changed: list[Replica]) -> bool:
+        """Do a slice of what would make the freeze long; False: there is more, and the flush begins by itself later."""
+        left = [
+            replica
+            for replica in changed
+            if replica.state is not None and not replica.state.prepare_change(PREPARED_PER_STEP)
+        ]
+        if left:
+            loop = asyncio.get_running_loop()
+            self._preparing = loop.call_later(PREPARE_PAUSE_SECONDS, self._go_on)
+        return not left
+
+    def _go_on(self) -> None:
+        self._preparing = None
+        self.begin()
+
+    def close(self) -> None:
+        """Begin nothing any more."""
+        if self._preparing is not None:
+            self._preparing.cancel()
 
     def _on_flushed(self, replicas: list[Replica], changes: dict[int, ShardChange]) -> None:
         writes = []

@@ -19,13 +19,14 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from kvstore.base.errors import Unavailable
 from kvstore.replica.environment import Environment
 from kvstore.replica.flush import Flusher
-from kvstore.replica.haste import CAMPAIGNS_PER_STEP, STEP_MS, Haste
+from kvstore.replica.haste import CAMPAIGNS_PER_STEP, STEP_MS, Campaign, Haste, Reason
 from kvstore.replica.host_core import LEADER_MESSAGES, HostCore, Outbox, Persisted, removal_linger_ms
 from kvstore.replica.lifecycle import Lifecycle
 from kvstore.replica.replica import Replica
 from kvstore.replica.requests import Request
 from kvstore.replica.snapshots import Snapshots
 from kvstore.transport.protocol import GroupMessage, PeerTransport
+from raft import Role
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +100,7 @@ class HostDriver:
     def halt(self) -> None:
         """Do nothing any more, from this moment on (a crash, as far as others can tell)."""
         self._closed = True
+        self.flusher.close()
         self._wake_watchers()
         for handle in (self._tick_handle, self._haste_handle):
             if handle is not None:
@@ -161,6 +163,7 @@ class HostDriver:
             assert self._transport is not None
             self._transport.send_removed(node, group, replica_id)
         self.core.apply(effects)
+        self._bear()
         for replica, message in effects.snapshots:
             self.snapshots.send(replica, message)
         self._admit_strangers()
@@ -178,6 +181,21 @@ class HostDriver:
         if self.core.dirty:
             self.schedule_pump()
         self._wake_watchers()
+
+    def _bear(self) -> None:
+        """Make the children of the splits that were applied in this turn."""
+        births, self.environment.births = self.environment.births, []
+        for birth in births:
+            try:
+                child = self.lifecycle.births.bear(birth, self.mark)
+            except AssertionError as error:  # it would be so again on the next start: as with a failure to apply
+                logger.exception("group %d: the child of its split can't be made", birth.parent.group)
+                birth.parent.fail(f"split at {birth.index}: {error!r}")
+                continue
+            if child is not None and child.raw.role == Role.CANDIDATE:
+                self._haste.on_undecided(Campaign(child.group, Reason.EVIDENCE), now=self._loop.time())
+        if births:
+            self._schedule_haste(0.0)
 
     def _on_durable(self, persisted: list[Persisted]) -> None:
         if self._closed:
@@ -199,7 +217,9 @@ class HostDriver:
 
     def _admit_strangers(self) -> None:
         strangers, self.core.strangers = self.core.strangers, []
-        for _node, envelope in strangers:
+        for node, envelope in strangers:
+            if self.lifecycle.births.keep(node, envelope):
+                continue
             # Only a leader makes a replica: a vote request may come from one that does not know of its own removal.
             if envelope.message.type in LEADER_MESSAGES:
                 self.lifecycle.admit(envelope.group, envelope.message.to_id)
@@ -213,7 +233,8 @@ class HostDriver:
             if replica.removed and not replica.is_leader and now_ms - replica.removed_at_ms >= linger_ms
         ]
         for replica in over:
-            self.lifecycle.destroy(replica)
+            if not self.lifecycle.births.unflushed_of(replica.group):
+                self.lifecycle.destroy(replica)
 
     def _rebuild_rotten(self) -> None:
         curable, self.core.curable = self.core.curable, []

@@ -2,7 +2,7 @@
 
 Invariant: a replica's identity is durable before its first message leaves.
 Invariant: a tombstone is durable before any of the replica's data is deleted; its replica id never rises again.
-Invariant: ranges of replicas on a node never overlap.
+Invariant: ranges of replicas on a node never overlap, also with ranges that are being installed or deleted.
 Invariant: two environments are never atomic together. Where the flushed state is ahead of the log (a crash between a
            snapshot's last transaction and the log's reset), the log is reset to the state's position.
 Called by: host_driver, snapshots.
@@ -17,12 +17,13 @@ from collections.abc import Callable, Sequence
 from kvstore.base.config import ReadMode
 from kvstore.base.errors import DamagedRecord
 from kvstore.base.shards import ShardDescriptor
+from kvstore.replica.births import Births
 from kvstore.replica.environment import Environment
 from kvstore.replica.host_core import HostCore, election_ticks_of
 from kvstore.replica.membership import image_conf_state
 from kvstore.replica.replica import Replica
 from kvstore.state.shard import ShardState
-from kvstore.state.shard_meta import FOUNDING_INDEX, FOUNDING_TERM
+from kvstore.state.shard_meta import FOUNDING_INDEX, FOUNDING_TERM, decode_meta
 from kvstore.storage.protocol import GroupLog, LogWrite, ReplicaIdentity, ShardImage
 from raft import Config, ConfState, HardState, RawNode, SnapshotMeta
 from raft.errors import LogCompacted, LogUnavailable
@@ -40,6 +41,7 @@ class Lifecycle:
     def __init__(self, core: HostCore, environment: Environment) -> None:
         self.core = core
         self.environment = environment
+        self.births = Births(core, environment, self)
         self._admitting: set[int] = set()
 
     # -- start -----------------------------------------------------------------------------------------------------
@@ -50,8 +52,8 @@ class Lifecycle:
             if identity.tombstone:
                 self.core.tombstones[group] = identity.replica_id
                 self._finish_destruction(group)
-            else:
-                self.core.add(self._load(group, identity.replica_id))
+            elif not self._is_unborn(group, identity):
+                self.core.add(self._load(group))
 
     def found(
         self, descriptor: ShardDescriptor, conf_state: ConfState, *, stamp: int, done: Callable[[], None]
@@ -78,19 +80,33 @@ class Lifecycle:
         image = state.image()
         environment.state_store.create_shard(descriptor.id, image, lambda: environment.log_store.submit([write], done))
 
-    def _load(self, group: int, replica_id: int) -> Replica:
+    def _is_unborn(self, group: int, identity: ReplicaIdentity) -> bool:
+        """A child of a split of which nothing was flushed: its parent's replay is to make its state."""
+        store = self.environment.state_store
+        if not identity.parent or group in store.shards() or group in store.incomplete():
+            return False
+        return self.births.load(group, identity)
+
+    def make_lost(self, group: int) -> Replica:
+        """A replica whose log is here, and not the state that it goes on from: it is to be healed by the leader."""
+        log = self.environment.log_store.open_group(group, verify_from=0)
+        self._forget_log(group, log)
+        return self.make(group, log, None)
+
+    def _load(self, group: int) -> Replica:
         environment = self.environment
         image = environment.state_store.shards().get(group)
         if group in environment.state_store.incomplete():
-            log = environment.log_store.open_group(group, verify_from=0)
             logger.warning(
                 "group %d: an installation of a snapshot was cut off; it is to be healed by the leader", group
             )
-            self._forget_log(group, log)
-            return self._make(group, log, None)
+            return self.make_lost(group)
+        if image is None and environment.log_store.groups()[group].parent:
+            logger.warning("group %d: the state was never flushed, and can't be made anew", group)
+            return self.make_lost(group)
         if image is None:  # admitted, and no snapshot came yet
             log = environment.log_store.open_group(group, verify_from=0)
-            return self._make(group, log, None)
+            return self.make(group, log, None)
         log = environment.log_store.open_group(group, verify_from=image.applied_index)
         if not _holds(log, image):
             environment.log_store.submit(
@@ -108,7 +124,7 @@ class Lifecycle:
             sessions = environment.state_store.sessions(group)
         except DamagedRecord as error:
             sessions, damage = {}, error
-        replica = self._make(group, log, ShardState.load(group, image, sessions, environment.state_store))
+        replica = self.make(group, log, ShardState.load(group, image, sessions, environment.state_store))
         if damage is not None:
             replica.rot(damage)
         return replica
@@ -121,7 +137,8 @@ class Lifecycle:
         log.identity = damaged
         self.environment.log_store.submit([LogWrite(group=group, identity=damaged, reset=(0, 0))], done)
 
-    def _make(self, group: int, log: GroupLog, state: ShardState | None) -> Replica:
+    def make(self, group: int, log: GroupLog, state: ShardState | None, *, newborn: bool = False) -> Replica:
+        """A replica on this log. `newborn`: nothing has run it before, see RawNode."""
         environment = self.environment
         config = environment.config
         raft_config = Config(
@@ -138,6 +155,7 @@ class Lifecycle:
             applied=0 if state is None else state.applied_index,
             now_ms=environment.clock.boot_ms(),
             campaign_barred=log.identity.damaged_at > 0,
+            newborn=newborn,
         )
         if state is not None:
             log.set_snapshot(SnapshotMeta(state.applied_index, state.applied_term, state.conf_state))
@@ -151,10 +169,14 @@ class Lifecycle:
         """A leader writes to a replica that is to be here: make an empty one, which its snapshot will fill."""
         if group in self._admitting or self.core.tombstones.get(group, 0) >= replica_id:
             return
+        if group in self.births.unborn:
+            return  # a log without its state, for which the parent's replay is awaited
         old = self.core.replicas.get(group)
         if old is not None:
             if old.replica_id >= replica_id or old.installing:
                 return  # an installation ends, or is given up; the leader asks again
+            if self.births.unflushed_of(group):
+                return  # children of it are about to be flushed
             self.destroy(old)  # removed while it was not listening, and added again
         if group in self.environment.state_store.incomplete():
             return  # the old one's data is still being deleted; the leader asks again
@@ -165,7 +187,7 @@ class Lifecycle:
             self._admitting.discard(group)
             if group not in self.core.replicas:
                 log = self.environment.log_store.open_group(group, verify_from=0)
-                self.core.add(self._make(group, log, None))
+                self.core.add(self.make(group, log, None))
                 logger.info("group %d: replica %d is admitted and waits for its snapshot", group, replica_id)
 
         self.environment.log_store.submit([LogWrite(group=group, identity=identity, reset=(0, 0))], durable)
@@ -179,7 +201,7 @@ class Lifecycle:
         log = replica.log
         self._forget_log(group, log)
         log.conf_state = ConfState()
-        fresh = self._make(group, log, None)
+        fresh = self.make(group, log, None)
         fresh.node_of.update(replica.node_of)
         self.core.add(fresh)
         return fresh
@@ -191,7 +213,7 @@ class Lifecycle:
         its damage anew. It must never have a log without the state that the log goes on from.
         """
         group, log, state = replica.group, replica.log, replica.state
-        if state is None or group in self._admitting:
+        if state is None or group in self._admitting or self.births.unflushed_of(group):
             return
         store = self.environment.state_store
         descriptor = state.descriptor
@@ -206,7 +228,7 @@ class Lifecycle:
         def dropped() -> None:
             self._admitting.discard(group)
             log.conf_state = ConfState()
-            fresh = self._make(group, log, None)
+            fresh = self.make(group, log, None)
             fresh.node_of.update(replica.node_of)
             self.core.add(fresh)
 
@@ -230,6 +252,7 @@ class Lifecycle:
             if bounds is not None:
                 store.destroy_shard(group, *bounds, _nothing)
 
+        self.births.on_parent_gone(group)
         logger.info("group %d: replica %d leaves this node", group, replica.replica_id)
         self.environment.log_store.submit([LogWrite(group=group, identity=identity, destroy=True)], buried)
 
@@ -245,8 +268,9 @@ class Lifecycle:
             store.destroy_shard(group, *bounds, _nothing)
 
     def overlapping(self, group: int, start: bytes, end: bytes) -> Sequence[int]:
-        """Groups with a live replica here whose range meets [start, end)."""
-        return [
+        """Other groups whose range here meets [start, end): of a live replica, or of one whose data is being installed
+        or deleted."""
+        live = [
             other.group
             for other in self.core.replicas.values()
             if other.group != group
@@ -254,6 +278,23 @@ class Lifecycle:
             and other.state.descriptor.start < end
             and start < other.state.descriptor.end
         ]
+        unfinished = [
+            other
+            for other, (low, high) in self.environment.state_store.incomplete().items()
+            if other != group and low < end and start < high
+        ]
+        return live + unfinished
+
+    def flushed_overlapping(self, group: int, start: bytes, end: bytes) -> Sequence[int]:
+        """Other groups of which the disk says that they hold a part of [start, end). After a crash their replay begins
+        there, so nothing may be written into the range by anybody else before they are flushed again."""
+        found = []
+        for other, image in self.environment.state_store.shards().items():
+            if other != group:
+                descriptor = decode_meta(image.meta).descriptor
+                if descriptor.start < end and start < descriptor.end:
+                    found.append(other)
+        return found
 
 
 def _holds(log: GroupLog, image: ShardImage) -> bool:

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from kvstore.base.errors import Code
 from kvstore.base.limits import ENTRY_BYTES_MAX, STAGED_BYTES_MAX
 from kvstore.base.stream import Refused
-from kvstore.replica.requests import WriteRequest, refusal
-from kvstore.state.command import encode_payload
+from kvstore.replica.requests import SplitRequest, WriteRequest, refusal
+from kvstore.state.command import Split, encode_payload
 from raft import ProposalDropped, RawNode, UncommittedLimit
 
 
@@ -30,6 +30,12 @@ class ProposedEntry:
     stamp: int
     requests: list[WriteRequest]
     proposed_at: float  # for the commit latency
+
+    @property
+    def split(self) -> Split | None:
+        """Set when the entry is a split."""
+        first = self.requests[0]
+        return first.split if isinstance(first, SplitRequest) else None
 
 
 class Proposals:
@@ -54,7 +60,7 @@ class Proposals:
         """Put everything staged into entries; how many entries it took. Refuses what the core does not take."""
         staged, self.staged, self.staged_bytes = self.staged, [], 0
         groups = _cut([request for request in staged if request.reply is not None])
-        payloads = [encode_payload(stamp, [request.write.write for request in group]) for group in groups]
+        payloads = [encode_payload(stamp, [request.command for request in group]) for group in groups]
         if not payloads:
             return 0
         try:
@@ -114,15 +120,16 @@ class Proposals:
 
 
 def _cut(requests: list[WriteRequest]) -> list[list[WriteRequest]]:
-    """In order, in groups of about ENTRY_BYTES_MAX."""
+    """In order, in groups of about ENTRY_BYTES_MAX; a split is alone in its one."""
     groups: list[list[WriteRequest]] = []
     room = 0
     for request in requests:
-        if not groups or request.bytes > room:
+        alone = isinstance(request, SplitRequest)
+        if alone or not groups or request.bytes > room:
             groups.append([])
             room = ENTRY_BYTES_MAX
         groups[-1].append(request)
-        room -= request.bytes
+        room = 0 if alone else room - request.bytes
     return groups
 
 

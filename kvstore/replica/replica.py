@@ -13,28 +13,35 @@ Called by: host_core.   Read next: proposals, reads, kvstore/state.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Sequence
 
 from kvstore.base.config import ReadMode
 from kvstore.base.errors import Code, DamagedRecord
 from kvstore.base.limits import DEADLINE_MS_MAX
-from kvstore.base.operations import Delete, DeleteRange, Get, Mutation, ReadOperation, Result
-from kvstore.base.shards import Route, ShardDescriptor, user_bounds
+from kvstore.base.operations import Delete, DeleteRange, Failure, Get, Mutation, ReadOperation, Result, first_key
+from kvstore.base.shards import Route, ShardDescriptor
 from kvstore.base.stream import LINEARIZABLE, Mutate, Read, Refused, Results
-from kvstore.replica.environment import Environment
+from kvstore.replica.environment import Birth, Environment
 from kvstore.replica.healing import Healing
 from kvstore.replica.membership import changed_descriptor, decode_context, was_removed
-from kvstore.replica.proposals import Proposals
+from kvstore.replica.proposals import Proposals, ProposedEntry
 from kvstore.replica.reads import Reads
-from kvstore.replica.requests import ReadRequest, ReplyTo, WriteRequest, refusal
-from kvstore.state.command import DecodedWrite, Write, decode_payload
+from kvstore.replica.requests import ReadRequest, ReplyTo, SplitRequest, WriteRequest, refusal
+from kvstore.replica.routes import route_of
+from kvstore.state.apply import STALE_ROUTE
+from kvstore.state.command import DecodedWrite, Split, Write, decode_payload
 from kvstore.state.shard import SESSION_EXPIRED, ShardState
+from kvstore.state.split import divide
 from kvstore.state.stamp import StampClock
 from kvstore.storage.protocol import GroupLog
 from raft import Entry, EntryKind, RaftError, RawNode, Ready, Role, Status
 from raft.confchange import decode_change
 
 logger = logging.getLogger(__name__)
+
+HEIRS_MAX = 8  # children of splits whose routes a refusal tells
+ROUTED_OPERATIONS_MAX = 64  # of a refused frame, whose shards are looked up
 
 
 class Replica:
@@ -66,7 +73,9 @@ class Replica:
         self.removed = False  # no longer a member: to be destroyed, see host_driver
         self.removed_at_ms = 0  # boot clock
         self.installing = False  # a snapshot is being written under it: Raft stands still
+        self.starting = False  # a split's child whose identity is not durable yet: it listens, and says nothing
         self.leader_changes = 0
+        self._heirs: deque[ShardDescriptor] = deque(maxlen=HEIRS_MAX)  # as they were born
         self.operations_read = 0  # here, ever: what placement takes the shard's load from
         self._led: tuple[int, ShardDescriptor] | None = None  # as last looked at by `leads_anew`
         self._routed: ShardDescriptor | None = None  # as last looked at by `route_anew`
@@ -141,27 +150,8 @@ class Replica:
         state = self.state
         if state is None:
             return None
-        descriptor = state.descriptor
-        environment = self.environment
-        start, end = user_bounds(descriptor)
-        leader = environment.address_of(self.leader_node)
-        places = tuple(
-            (place.name, place.address, int(replica.role))
-            for replica in descriptor.replicas
-            if (place := environment.address_of(replica.node)) is not None
-        )
-        return Route(
-            id=descriptor.id,
-            keyspace=descriptor.keyspace,
-            start=start,
-            end=end,
-            version=descriptor.version,
-            conf=descriptor.conf,
-            term=self.raw.term if leader else 0,
-            leader=leader.name if leader else None,
-            address=leader.address if leader else None,
-            replicas=places,
-        )
+        leader = self.environment.address_of(self.leader_node)
+        return route_of(state.descriptor, leader, self.raw.term, self.environment)
 
     # -- requests --------------------------------------------------------------------------------------------------
 
@@ -194,6 +184,22 @@ class Replica:
         if not self.proposals.stage(request):
             self.environment.metrics.proposals_dropped += len(operations)
             reply(refusal(frame.id, Code.OVERLOADED, "too many writes wait for their proposal"))
+            return None
+        return request
+
+    def stage_split(self, split: Split, *, timeout_ms: int, reply: ReplyTo) -> SplitRequest | None:
+        """Queue a split, or refuse it definitely at once; what it is refused for is looked at again at its entry."""
+        state = self.state
+        if self.failed or not self.is_leader or state is None:
+            reply(self._refuse_here(0))
+            return None
+        halves = divide(state.descriptor, state.conf_state, split)
+        if isinstance(halves, Failure):
+            reply(refusal(0, Code(halves.code), halves.message, definite=True, routes=self._hint()))
+            return None
+        request = SplitRequest(frame_id=0, reply=reply, deadline_ms=self._deadline(timeout_ms), split=split)
+        if not self.proposals.stage(request):
+            reply(refusal(0, Code.OVERLOADED, "too many writes wait for their proposal"))
             return None
         return request
 
@@ -232,7 +238,7 @@ class Replica:
         if self.failed or not self.is_leader or state is None:
             return self._refuse_here(frame_id)
         if state.check_keys(version, operations) is not None:
-            return self._refuse_route(frame_id)
+            return self._refuse_route(frame_id, operations)
         return None
 
     def _refuse_here(self, frame_id: int) -> Refused:
@@ -241,10 +247,17 @@ class Replica:
             return refusal(frame_id, Code.UNAVAILABLE, f"this replica was stopped: {self.failed}")
         return refusal(frame_id, Code.NOT_LEADER, routes=self._hint())
 
-    def _refuse_route(self, frame_id: int) -> Refused:
-        """The refusal of a frame whose epoch or keys are not this shard's."""
-        stamp = self.state.stamp if self.state is not None else 0
-        return refusal(frame_id, Code.STALE_ROUTE, stamp=stamp, routes=self._hint())
+    def _refuse_route(self, frame_id: int, operations: Sequence[Mutation | ReadOperation]) -> Refused:
+        """The refusal of a frame whose epoch or keys are not this shard's: with the routes of the shards that hold its
+        keys now. Definite also for a write that was in the log: this attempt at it has done nothing."""
+        state = self.state
+        if state is None:
+            return refusal(frame_id, Code.STALE_ROUTE)
+        keys = list(map(first_key, operations[:ROUTED_OPERATIONS_MAX]))
+        found = {heir.id: route_of(heir, None, 0, self.environment) for heir in self._heirs}
+        found |= {route.id: route for route in self.environment.find_routes(state.descriptor.keyspace, keys)}
+        found |= {route.id: route for route in self._hint()}
+        return refusal(frame_id, Code.STALE_ROUTE, stamp=state.stamp, routes=tuple(found.values()))
 
     def _hint(self) -> tuple[Route, ...]:
         route = self.route()
@@ -299,7 +312,7 @@ class Replica:
         if request.reply is None:
             return
         if state is None or state.check_keys(request.version, request.operations) is not None:
-            request.answer(self._refuse_route(request.frame_id))
+            request.answer(self._refuse_route(request.frame_id, request.operations))
             return
         metrics = self.environment.metrics
         self.operations_read += len(request.operations)
@@ -331,7 +344,7 @@ class Replica:
     # -- one turn --------------------------------------------------------------------------------------------------
 
     def tick(self, now_ms: int) -> None:
-        if self.failed or self.installing:
+        if self.failed or self.installing or self.starting:
             return
         self.raw.tick(now_ms)
         if 0 <= self._deposed_at_ms < now_ms - self.environment.config.election_ms:
@@ -342,7 +355,7 @@ class Replica:
 
     def collect(self) -> Ready | None:
         """Propose what is staged, begin a round for what waits, and take the core's Ready."""
-        if self.failed or self.installing:
+        if self.failed or self.installing or self.starting:
             return None
         environment = self.environment
         staged = self.proposals.staged
@@ -395,20 +408,28 @@ class Replica:
             state.apply_empty(entry.index, entry.term)
             self.proposals.take(index=entry.index, term=entry.term)
         else:
-            self._apply_writes(state, entry)
+            self._apply_commands(state, entry)
 
-    def _apply_writes(self, state: ShardState, entry: Entry) -> None:
-        environment = self.environment
+    def _apply_commands(self, state: ShardState, entry: Entry) -> None:
         own = self.proposals.take(index=entry.index, term=entry.term)
         if own is None:
             payload = decode_payload(entry.data)
-            entry_stamp = payload.stamp
-            writes = [DecodedWrite.decode(command) for command in payload.commands]
+            entry_stamp, split = payload.stamp, payload.split
+            writes = [DecodedWrite.decode(command) for command in payload.writes]
         else:
-            entry_stamp = own.stamp
+            entry_stamp, split = own.stamp, own.split
             writes = [request.write for request in own.requests]
+        if split is not None:
+            self._apply_split(state, entry, entry_stamp, split, own)
+        else:
+            self._apply_writes(state, entry, entry_stamp, writes, own)
+
+    def _apply_writes(
+        self, state: ShardState, entry: Entry, stamp: int, writes: list[DecodedWrite], own: ProposedEntry | None
+    ) -> None:
+        environment = self.environment
         try:
-            answers = state.apply_entry(entry.index, entry.term, entry_stamp, writes)
+            answers = state.apply_entry(entry.index, entry.term, stamp, writes)
         except BaseException:
             if own is not None:
                 self.proposals.proposed.appendleft(own)  # the replica's end tells them that their outcome is unknown
@@ -420,8 +441,27 @@ class Replica:
             stamp = state.stamp
             for request, results in zip(own.requests, answers, strict=True):
                 environment.metrics.sessions_expired += results.count(SESSION_EXPIRED)
-                request.answer(Results(request.frame_id, stamp, results))
+                if results and all(result is STALE_ROUTE for result in results):
+                    request.answer(self._refuse_route(request.frame_id, request.write.operations))
+                else:
+                    request.answer(Results(request.frame_id, stamp, results))
                 request.release()
+
+    def _apply_split(
+        self, state: ShardState, entry: Entry, stamp: int, split: Split, own: ProposedEntry | None
+    ) -> None:
+        """The host makes the child in this turn (`Environment.births`)."""
+        outcome = state.apply_split(entry.index, entry.term, stamp, split)
+        self.stamps.on_applied(state.stamp, self.environment.clock.boot_ms())
+        if isinstance(outcome, ShardState):
+            self.environment.births.append(Birth(self, outcome, entry.index))
+            self._heirs.append(outcome.descriptor)
+            logger.info("group %d: split at %r; the right half is shard %d", self.group, split.key, split.child)
+        for request in own.requests if own is not None else ():
+            if isinstance(outcome, Failure):
+                request.answer(refusal(request.frame_id, Code(outcome.code), outcome.message, definite=True))
+            else:
+                request.answer(Results(request.frame_id, state.stamp, [split.child]))
 
     def _apply_conf_change(self, entry: Entry) -> None:
         state = self.state

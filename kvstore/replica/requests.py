@@ -16,7 +16,7 @@ from kvstore.base.errors import CODES, Code
 from kvstore.base.operations import ReadOperation
 from kvstore.base.shards import Route
 from kvstore.base.stream import Refused, Results
-from kvstore.state.command import DecodedWrite, Write
+from kvstore.state.command import Command, DecodedWrite, Split, Write
 
 Answer = Results | Refused
 ReplyTo = Callable[[Answer], None]
@@ -81,6 +81,11 @@ class WriteRequest(Request):
         self.bytes = size
         self.proposed = False
 
+    @property
+    def command(self) -> Command:
+        """What goes into the entry."""
+        return self.write.write
+
     def release(self) -> None:
         """Let go of the operations: the wheel of deadlines holds the request for seconds after its answer."""
         self.write = RELEASED
@@ -90,6 +95,20 @@ class WriteRequest(Request):
             self.answer(refusal(self.frame_id, Code.TIMEOUT, definite=False))
         else:
             super().expire()
+
+
+class SplitRequest(WriteRequest):
+    """A wish to divide the shard. Answered with the child's id, or refused."""
+
+    __slots__ = ("split",)
+
+    def __init__(self, *, frame_id: int, reply: ReplyTo, deadline_ms: int, split: Split) -> None:
+        super().__init__(frame_id=frame_id, reply=reply, deadline_ms=deadline_ms, write=RELEASED, size=64)
+        self.split = split
+
+    @property
+    def command(self) -> Command:
+        return self.split
 
 
 class ReadRequest(Request):

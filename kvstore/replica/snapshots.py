@@ -27,6 +27,7 @@ from kvstore.replica.lifecycle import Lifecycle
 from kvstore.replica.membership import image_conf_state
 from kvstore.replica.replica import Replica
 from kvstore.state.shard import ShardState
+from kvstore.state.shard_meta import decode_meta
 from kvstore.storage.errors import SnapshotLost
 from kvstore.storage.protocol import ShardImage, SnapshotHeader, SnapshotReader
 from kvstore.transport.protocol import PeerTransport, SnapshotRefused
@@ -110,7 +111,7 @@ class Snapshots:
             replica.raw.report_snapshot(message.to_id, False)
             self.core.mark(replica)
             return
-        reader = self.environment.state_store.open_snapshot(replica.group, state.descriptor.start, state.descriptor.end)
+        reader = self._open(replica, state)
         if reader is None:
             replica.raw.report_snapshot(message.to_id, False)
             self.core.mark(replica)
@@ -119,6 +120,17 @@ class Snapshots:
         task = asyncio.get_running_loop().create_task(self._stream(replica, message, node, reader))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def _open(self, replica: Replica, state: ShardState) -> SnapshotReader | None:
+        """The flushed state, with the range that it had then. One from before a split is not sent: its receiver may
+        have the child already. None: not now."""
+        store = self.environment.state_store
+        image = store.shards().get(replica.group)
+        flushed = None if image is None else decode_meta(image.meta).descriptor
+        if flushed is None or flushed.version != state.descriptor.version:
+            self.environment.flush_wanted = True
+            return None
+        return store.open_snapshot(replica.group, flushed.start, flushed.end)
 
     async def _stream(self, replica: Replica, message: Message, node: str, reader: SnapshotReader) -> None:
         header = reader.header
@@ -201,6 +213,7 @@ class Snapshots:
         self.environment.state_store.install_chunk(offer.group, data, done)
 
     async def _begin(self, node: str, header: bytes, offer: SnapshotOffer) -> Incoming:
+        self._check_range(offer)
         replica = await self._receiver(offer)
         if replica.installing:
             raise SnapshotRefused("a snapshot of this group is being installed")
@@ -210,17 +223,32 @@ class Snapshots:
         if replica.state is not None and offer.image.applied_index <= raw.commit:
             self._step(replica, offer.message)  # the core answers with what it has
             raise SnapshotRefused("the snapshot is older than what is committed here")
-        overlapping = self.lifecycle.overlapping(offer.group, offer.start, offer.end)
-        if overlapping:
-            raise SnapshotRefused(f"its range overlaps that of local shards {list(overlapping)}")
+        self._check_range(offer)  # again: the replica may have taken a moment to be admitted
+        old = replica.state
+        # What the replica held behind the snapshot's end belongs to nobody here until the child's snapshot comes.
+        clear_to = offer.end if old is None else max(offer.end, old.descriptor.end)
         replica.node_of.setdefault(offer.from_id, node)
         replica.end_requests("the replica is being replaced by a snapshot")
         replica.installing = True
         replica.state = None
         incoming = Incoming(header=header, term=offer.term, replica=replica)
         self.incoming[offer.group] = incoming
-        await self._done(lambda done: self.environment.state_store.install_begin(offer.header, done))
+        store = self.environment.state_store
+        await self._done(lambda done: store.install_begin(offer.header, done, clear_to=clear_to))
         return incoming
+
+    def _check_range(self, offer: SnapshotOffer) -> None:
+        """Raises SnapshotRefused while the range is another shard's here, in memory or on the disk (the leader offers
+        it again): that one has to be split, flushed or destroyed first, and what is being deleted, be gone."""
+        group, start, end = offer.group, offer.start, offer.end
+        if group in self.lifecycle.births.unborn:
+            raise SnapshotRefused("this replica's state is made by its parent's replay, or given up when that can't be")
+        overlapping = self.lifecycle.overlapping(group, start, end)
+        if overlapping:
+            raise SnapshotRefused(f"its range overlaps that of local shards {list(overlapping)}")
+        if self.lifecycle.flushed_overlapping(group, start, end) or self.lifecycle.births.unflushed_of(group):
+            self.environment.flush_wanted = True
+            raise SnapshotRefused("a split that was applied here has to be flushed first")
 
     async def _receiver(self, offer: SnapshotOffer) -> Replica:
         replica = self.core.replicas.get(offer.group)
@@ -244,6 +272,9 @@ class Snapshots:
         assert replica.raw.commit == offer.image.applied_index, (replica.raw.commit, offer.image.applied_index)
         replica.adopt(ShardState.load(offer.group, offer.image, store.sessions(offer.group), store))
         replica.log.set_snapshot(offer.message.snapshot)
+        overlapping = self.lifecycle.overlapping(offer.group, offer.start, offer.end)
+        assert not overlapping, f"group {offer.group} was installed into the ranges of {list(overlapping)}"
+        self.lifecycle.births.on_installed(offer.group, offer.image.applied_index)
         environment.metrics.snapshots_installed += 1
         logger.info("group %d: snapshot at %d is installed", offer.group, offer.image.applied_index)
         self.schedule_pump()

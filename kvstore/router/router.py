@@ -37,6 +37,7 @@ class ShardRouter:
         self._limits = environment.config.limits
         self._map = shard_map
         self._forwarder = forwarder
+        environment.find_routes = self._find_routes
 
     # -- the stream's way ------------------------------------------------------------------------------------------
 
@@ -78,6 +79,15 @@ class ShardRouter:
         if request is not None:
             self._host.track(request)
             self._host.mark(replica)
+
+    def _find_routes(self, keyspace: int, keys: Sequence[bytes]) -> tuple[Route, ...]:
+        """For a replica that refuses what it does not hold any more."""
+        found: dict[int, Route] = {}
+        for key in keys:
+            route = self._map.find(keyspace, key)
+            if route is not None:
+                found[route.id] = route
+        return tuple(found.values())
 
     def _elsewhere(self, frame: Mutate | Read) -> Refused:
         route = self._map.get(frame.shard)

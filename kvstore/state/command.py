@@ -52,6 +52,17 @@ class Payload(msgspec.Struct, array_like=True, gc=False, forbid_unknown_fields=T
     stamp: int  # ms
     commands: list[Command]
 
+    @property
+    def split(self) -> Split | None:
+        """Set when the entry is a split, which is alone in it."""
+        first = self.commands[0] if self.commands else None
+        return first if isinstance(first, Split) else None
+
+    @property
+    def writes(self) -> list[Write]:
+        """The commands of an entry that is no split."""
+        return [command for command in self.commands if isinstance(command, Write)]
+
 
 _encode = msgspec.msgpack.Encoder().encode
 _payloads = msgspec.msgpack.Decoder(Payload)

@@ -211,8 +211,9 @@ class StateStore(Protocol):
         `start` and `end` are the range that the *flushed* image (`shards()`) names.
         """
 
-    def install_begin(self, header: SnapshotHeader, done: Done) -> None:
-        """Forget the shard's tables, mark the range incomplete (fsync), and clear it in bounded steps."""
+    def install_begin(self, header: SnapshotHeader, done: Done, *, clear_to: bytes = b"") -> None:
+        """Forget the shard's tables, mark the range incomplete (fsync), and clear it in bounded steps: up to `clear_to`
+        where the shard that was here reached further than the snapshot's."""
 
     def install_chunk(self, group: int, data: bytes, done: Done) -> None:
         """Raises DamagedRecord at once when the chunk's checksum is wrong."""

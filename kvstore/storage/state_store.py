@@ -209,10 +209,11 @@ class EnvStateStore(ABC):
         self._snapshots.add(snapshot)
         return snapshot
 
-    def install_begin(self, header: SnapshotHeader, done: Done) -> None:
-        self._give_up(header.group, header.start, header.end)
-        self._installs[header.group] = InstallProgress(header.group, header.start, header.end)
-        self._submit(InstallBegin(header.group, header.start, header.end), _nothing, done)
+    def install_begin(self, header: SnapshotHeader, done: Done, *, clear_to: bytes = b"") -> None:
+        group, start, end = header.group, header.start, max(header.end, clear_to)
+        self._give_up(group, start, end)
+        self._installs[group] = InstallProgress(group, start, header.end)
+        self._submit(InstallBegin(group, start, end), _nothing, done)
 
     def install_chunk(self, group: int, data: bytes, done: Done) -> None:
         progress = self._installs.get(group)

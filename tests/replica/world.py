@@ -147,11 +147,17 @@ class SimNode:
         return self.mutate(Delete(0, key))
 
     def get(
-        self, key: bytes, *, timeout_ms: int = 10_000, max_staleness_ms: int = LINEARIZABLE, shard: int = SHARD
+        self,
+        key: bytes,
+        *,
+        timeout_ms: int = 10_000,
+        max_staleness_ms: int = LINEARIZABLE,
+        shard: int = SHARD,
+        version: int = 1,
     ) -> asyncio.Future[Answer]:
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         raw = msgspec.Raw(encode([Get(0, key)]))
-        self.router.read(Read(1, shard, 1, timeout_ms, max_staleness_ms, raw), future.set_result)
+        self.router.read(Read(1, shard, version, timeout_ms, max_staleness_ms, raw), future.set_result)
         return future
 
 
