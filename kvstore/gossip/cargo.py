@@ -31,7 +31,7 @@ class Cargo(Protocol):
         """Merge. Never raises: what is malformed is counted and skipped."""
 
     def buckets(self) -> bytes:
-        """Digests of the parts, at most 256 bytes."""
+        """Digests of the parts, at most packet.BUCKETS_BYTES_MAX bytes; not the same bytes each time."""
 
     def differing(self, buckets: bytes, *, bytes_max: int, packets_max: int) -> list[list[msgspec.Raw]]:
         """The items of the parts whose digest is not the one in `buckets` (another node's, perhaps malformed), for at

@@ -18,10 +18,12 @@ from hashlib import blake2b
 
 from msgspec import Raw
 
-PARTS = 64
+PARTS = 512
+"""As many as fit a packet with 16 bits each: the smaller a part, the less is told beside what the other one lacks."""
 _KEY = b"kvstore leader hint"  # so that these hashes are equal to nobody else's
-_PARTS = struct.Struct(f">{PARTS}I")
+_PARTS = struct.Struct(f">B{PARTS}H")
 PARTS_BYTES = _PARTS.size
+_SHIFTS = 49  # places at which 16 of 64 bits can be cut out
 
 
 class _Part:
@@ -38,6 +40,7 @@ class HintDigests:
     def __init__(self) -> None:
         self._parts = [_Part() for _ in range(PARTS)]
         self.all = 0  # 64 bits
+        self._asked = 0
 
     def add(self, shard: int, encoded: Raw) -> None:
         """Of a shard that is not held."""
@@ -57,16 +60,19 @@ class HintDigests:
         return self._parts[shard % PARTS].hints[shard]
 
     def parts(self) -> bytes:
-        """PARTS numbers of 32 bits, big-endian. Shorter than the digest of all: where two parts happen to agree that
-        are not equal, the next change in one of them shows it."""
-        return _PARTS.pack(*[part.digest & 0xFFFF_FFFF for part in self._parts])
+        """A shift, then for each part the 16 bits of its digest at that shift. The shift is another one each time: two
+        parts that differ look equal once in 65,536 times, and then not the next time."""
+        self._asked += 1
+        shift = self._asked % _SHIFTS
+        return _PARTS.pack(shift, *[part.digest >> shift & 0xFFFF for part in self._parts])
 
     def differing(self, theirs: bytes, *, bytes_max: int, packets_max: int) -> list[list[Raw]]:
         """Hints of the parts that differ, for so many packets; see above. Nothing when `theirs` is malformed."""
         if len(theirs) != PARTS_BYTES:
             return []
-        pairs = zip(self._parts, _PARTS.unpack(theirs), strict=True)
-        going = [(part, len(part.hints)) for part, digest in pairs if part.digest & 0xFFFF_FFFF != digest]
+        shift, *digests = _PARTS.unpack(theirs)
+        pairs = zip(self._parts, digests, strict=True)
+        going = [(part, len(part.hints)) for part, digest in pairs if part.digest >> shift & 0xFFFF != digest]
         packets: list[list[Raw]] = []
         left = 0
         while going:  # one of each part that is not told to its end

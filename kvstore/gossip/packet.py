@@ -27,7 +27,7 @@ from kvstore.gossip.member import (
 PACKET_VERSION = 1
 OVERHEAD_BYTES = 6
 """Of the two lists, at most: an array of up to 65,535 has a head of 3 bytes."""
-BUCKETS_BYTES_MAX = 256
+BUCKETS_BYTES_MAX = 1_030
 
 Id = Annotated[bytes, Meta(min_length=16, max_length=16)]
 Ticket = Annotated[int, Meta(ge=0, le=0xFFFF_FFFF)]

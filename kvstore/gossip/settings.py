@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-PACKET_BYTES_MIN = 640
-"""A packet holds at least one record of a member beside its head; a smaller budget is refused."""
+PACKET_BYTES_MIN = 1_100
+"""A packet holds at least one record of a member, or the digests of the cargo, beside its head; a smaller budget is
+refused."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

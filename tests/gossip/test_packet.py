@@ -12,7 +12,19 @@ from hypothesis import strategies as st
 from msgspec import Raw
 
 from kvstore.gossip import packet
-from kvstore.gossip.packet import Ack, BadPacket, Body, Gossip, Nack, Ping, PingRequest, Sync, decode, encode
+from kvstore.gossip.packet import (
+    BUCKETS_BYTES_MAX,
+    Ack,
+    BadPacket,
+    Body,
+    Gossip,
+    Nack,
+    Ping,
+    PingRequest,
+    Sync,
+    decode,
+    encode,
+)
 from tests.gossip.cores import SUSPECT, member, node_id, raw_id
 from tests.gossip.cores import packet as packet_of
 
@@ -23,7 +35,7 @@ BODIES: list[Body] = [
     Ack(7, raw_id(2), None, 0),
     Nack(7, raw_id(3)),
     Gossip(),
-    Sync(raw_id(1), b"b" * 256),
+    Sync(raw_id(1), b"b" * BUCKETS_BYTES_MAX),
 ]
 
 
@@ -72,7 +84,7 @@ def test_room_is_what_is_left() -> None:
         (b"\x94\x01\x91\x05\xdd\xff\xff\xff\xff\x90", "malformed"),  # a list of four thousand million
         (b"\x94\x01\x91\x05\x90\x91" + b"\x91" * 1_300, "malformed"),  # deep
         (b"\x94\x01\x91\x05\x90\x91\xc1", "malformed"),  # no such type
-        (encode(packet.encode_body(Sync(raw_id(1), b"b" * 257)), [], []), "malformed"),
+        (encode(packet.encode_body(Sync(raw_id(1), b"b" * (BUCKETS_BYTES_MAX + 1))), [], []), "malformed"),
         (encode(packet.encode_body(Nack(7, b"short")), [], []), "malformed"),
         (encode(packet.encode_body(Nack(-1, raw_id(1))), [], []), "malformed"),
         (packet_of(member(3, 2**53)), "malformed"),

@@ -14,6 +14,7 @@ from msgspec import Raw
 
 from kvstore.gossip.member import Member, MemberState
 from kvstore.gossip.packet import Ack, Body, Gossip, Nack, Ping, PingRequest, Sync
+from kvstore.gossip.settings import PACKET_BYTES_MIN
 from tests.gossip.cores import ALIVE, BUDGET, SUSPECT, Core, Crate, member, node_id, packet, raw_id
 
 NODES = 5
@@ -137,7 +138,7 @@ def test_any_history_keeps_the_invariants(history: list[tuple[Any, ...]]) -> Non
 @settings(max_examples=30)
 @given(st.lists(st.builds(member, st.integers(1, 60), st.integers(5, 9), labels=st.fixed_dictionaries(
     {"zone": st.text("xyz", max_size=60), "host": st.text("xyz", max_size=60)})), max_size=60),
-    st.integers(640, 1_500))  # fmt: skip
+    st.integers(PACKET_BYTES_MIN, 1_500))  # fmt: skip
 def test_packets_fit_any_budget(told: list[Member], budget: int) -> None:
     from kvstore.gossip.settings import GossipSettings
     from kvstore.gossip.swim import Swim
