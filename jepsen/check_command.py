@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import orjson
 
-from jepsen import counterexample, formats, linearizability
+from jepsen import counterexample, formats, linearizability, report
 from jepsen.history import History, HistoryError
 from jepsen.model import Model, ModelError
 from jepsen.models import ALIASES, MODELS, guess, model_named
@@ -15,8 +15,6 @@ from jepsen.narration import counterexample_lines, verdict_lines
 
 EXIT_CODES = {True: 0, False: 1, None: 2}
 EXIT_WRONG = 2
-EXPLAINED_MAX = 3
-"""Illegal parts that are shrunk: each may take seconds, and they mostly have one cause."""
 
 
 @click.command()
@@ -72,10 +70,13 @@ def check(
         context.exit(EXIT_WRONG)
     for line in verdict_lines(history, verdict):
         click.echo(line)
-    examples = [counterexample.explain(model, part) for part in verdict.illegal[:EXPLAINED_MAX]]
+    examples = counterexample.explain_all(model, verdict.illegal if html is not None else verdict.illegal[:1])
     for example in examples[:1]:
         for line in counterexample_lines(model, example):
             click.echo(line)
+    if html is not None:
+        report.write(html, history, verdict, examples, title=file.name)
+        click.echo(f"the page is {html}")
     click.echo(orjson.dumps(verdict.summary()))
     context.exit(EXIT_CODES[verdict.valid])
 

@@ -52,6 +52,17 @@ def explain(model: Model, part: Part, seconds_max: float = SECONDS_MAX) -> Count
     return found
 
 
+def explain_all(model: Model, parts: Sequence[Part]) -> list[Counterexample]:
+    """As many illegal parts as there is time for, the smallest first, at least one: they mostly have one cause."""
+    begin = time.monotonic()
+    found: list[Counterexample] = []
+    for part in sorted(parts, key=lambda one: len(one.operations)):
+        found.append(explain(model, part))
+        if time.monotonic() - begin > SECONDS_MAX:
+            break
+    return found
+
+
 def upto(operations: Sequence[Operation], position: int) -> list[Operation]:
     """The history as it was known right after a position: what had not returned has an unknown outcome."""
     return [one if one.ret <= position else one.weakened() for one in operations if one.call <= position]

@@ -78,6 +78,7 @@ class Operation:
     """Event.observed of an operation that was refused for what it saw: OK as an observation, without an effect."""
     silent: bool = False
     line: int = 0
+    heard: int = NEVER  # where the process said that it does not know the outcome; for pictures only
 
     @property
     def known(self) -> bool:
@@ -98,6 +99,7 @@ class Operation:
             call_ns=self.call_ns,
             ret_ns=self.ret_ns,
             line=self.line,
+            heard=self.heard if self.ret == NEVER else self.ret,
         )
 
 
@@ -191,6 +193,7 @@ class Pairing:
         operation.ret_ns = event.time
         operation.error = event.error
         if event.type == "info":
+            operation.heard = position
             self._gone.add(process)
             return
         operation.output = event.value

@@ -12,7 +12,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 from jepsen.history import History, Operation, Outcome
-from jepsen.model import Bound, Model
+from jepsen.model import ILLEGAL, Bound, Model
 from jepsen.search import Answer, Limits, Result, Search
 
 SECONDS_MAX = 300.0
@@ -107,7 +107,24 @@ def judge(model: Model, operations: list[Operation], limits: Limits, *, trace: b
         if not trace:
             return Result(Answer.ILLEGAL, why=_said(bound))
         bound = Bound(model, bound.operations)  # search all the same: how far does it get?
-    return Search(bound, limits, trace=trace).run()
+    result = Search(bound, limits, trace=trace).run()
+    if result.answer is Answer.LEGAL:
+        _assert_legal(model, operations, result.order)
+    return result
+
+
+def _assert_legal(model: Model, operations: list[Operation], order: list[Operation]) -> None:
+    """Looks at an order once more, without anything that the search took for granted: a pass is never a mistake."""
+    originals = {one.index: one for one in operations}
+    state = model.initial()
+    latest_call = -1
+    for one in order:
+        original = originals.pop(one.index)
+        assert original.ret > latest_call, "an operation lies after one that was called when it had returned"
+        latest_call = max(latest_call, original.call)
+        state = model.step(state, original)
+        assert state is not ILLEGAL, "a step of the order is illegal"
+    assert not any(one.known and not one.silent for one in originals.values()), "an answered operation is missing"
 
 
 def _said(bound: Bound) -> str:
