@@ -5,7 +5,7 @@ Method: examples, then random operations against a plain list as oracle.
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import Raw
 
@@ -74,6 +74,7 @@ operations = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(operations)
 def test_against_a_sorted_list(steps: list[tuple[str, int, int]]) -> None:
     queue, oracle, serial = Broadcasts(), [], 0  # oracle: [times told, when it came to that, node, news]

@@ -9,7 +9,7 @@ from functools import reduce
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvstore.gossip.member import (
@@ -36,16 +36,19 @@ tales = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(tales, tales)
 def test_merge_is_commutative(one: Member, other: Member) -> None:
     assert merged(one, other) == merged(other, one)
 
 
+@settings(deadline=None)
 @given(tales, tales, tales)
 def test_merge_is_associative(one: Member, two: Member, three: Member) -> None:
     assert merged(merged(one, two), three) == merged(one, merged(two, three))
 
 
+@settings(deadline=None)
 @given(tales, tales)
 def test_merge_is_idempotent_and_never_goes_back(one: Member, other: Member) -> None:
     joined = merged(one, other)
@@ -54,6 +57,7 @@ def test_merge_is_idempotent_and_never_goes_back(one: Member, other: Member) -> 
     assert joined.rank == max(one.rank, other.rank)
 
 
+@settings(deadline=None)
 @given(st.lists(tales, min_size=1, max_size=8), st.randoms(use_true_random=False))
 def test_order_and_repetition_do_not_matter(told: list[Member], rng: object) -> None:
     again = told + told[:3]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from msgspec import Raw
 
@@ -98,6 +98,7 @@ def test_bad_packets_have_a_reason(payload: bytes, reason: str) -> None:
         decode(payload)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 @example(b"\x94\x01")
 def test_no_bytes_raise_anything_else(payload: bytes) -> None:
@@ -108,6 +109,7 @@ def test_no_bytes_raise_anything_else(payload: bytes) -> None:
             pass
 
 
+@settings(deadline=None)
 @given(st.sampled_from(BODIES), st.data())
 def test_no_damage_raises_anything_else(body: Body, data: st.DataObject) -> None:
     payload = bytearray(packet_of(member(3, labels={"zone": "a"}), body=body, accuser=4))

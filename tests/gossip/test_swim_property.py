@@ -38,6 +38,7 @@ body_strategy: st.SearchStrategy[Body] = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(tales, numbers), min_size=1, max_size=12), st.randoms(use_true_random=False))
 def test_any_order_of_tales_ends_in_one_belief(told: list[tuple[Member, int]], rng: random.Random) -> None:
     others = [(each, accuser) for each, accuser in told if each.node != node_id(0)]
@@ -51,6 +52,7 @@ def test_any_order_of_tales_ends_in_one_belief(told: list[tuple[Member, int]], r
     assert believed[0] == believed[1]
 
 
+@settings(deadline=None)
 @given(st.lists(tales, max_size=8), st.lists(tales, max_size=8))
 def test_who_compares_everything_agrees(left: list[Member], right: list[Member]) -> None:
     """Push-pull in both directions, twice: a refutation that the first brings about travels by the second."""
@@ -69,6 +71,7 @@ def test_who_compares_everything_agrees(left: list[Member], right: list[Member])
         assert believed[0][node] == believed[1][node]
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=150), st.data())
 def test_no_bytes_do_anything(noise: bytes, data: st.DataObject) -> None:
     core = Core(member(1))
@@ -97,7 +100,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(steps)
 def test_any_history_keeps_the_invariants(history: list[tuple[Any, ...]]) -> None:
     core = Core(member(1), cargo=Crate(parts=[[Raw(b"\x01")]]), members_max=NODES, forget_seconds=60.0)
@@ -135,7 +138,7 @@ def test_any_history_keeps_the_invariants(history: list[tuple[Any, ...]]) -> Non
             assert core.swim.next_at() <= min(each.suspicion.ends_at for each in suspects if each.suspicion)
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.builds(member, st.integers(1, 60), st.integers(5, 9), labels=st.fixed_dictionaries(
     {"zone": st.text("xyz", max_size=60), "host": st.text("xyz", max_size=60)})), max_size=60),
     st.integers(PACKET_BYTES_MIN, 1_500))  # fmt: skip
