@@ -531,6 +531,8 @@ async def test_a_cluster_of_many_groups_starts_and_sleeps() -> None:
         began = loop.time()
         await world.until(lambda: all(leader_of(world, group) for group in groups_of(world)))
         assert loop.time() - began < 3 * TIMEOUT_SECONDS
+        await world.until(lambda: all(len(awake(node)) <= 100 for node in running(world)), seconds=2 * TIMEOUT_SECONDS)
+        assert any(map(awake, running(world))), "a hundred need not hurry"
         await asleep(world)
         assert all(
             replica(node, group).raw.role in (Role.FOLLOWER, Role.LEADER)
