@@ -24,8 +24,8 @@ each restart, whatever the clock says and however much was forgotten."""
 INCARNATION_MAX = 2**53 - 1
 """What every reader of JSON still takes for a whole number."""
 NAME_LENGTH_MAX = 64
-ADDRESS_LENGTH_MAX = 128
-VERSION_LENGTH_MAX = 32
+ADDRESS_LENGTH_MAX = 261  # a host name has up to 253 characters
+VERSION_LENGTH_MAX = 64
 LABELS_MAX = 16
 LABEL_LENGTH_MAX = 64
 RECORD_BYTES_MAX = 512
