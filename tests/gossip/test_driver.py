@@ -16,12 +16,12 @@ import pytest
 
 from kvstore.base.errors import Invalid, StartRefused
 from kvstore.base.metrics import Metrics
-from kvstore.gossip.endpoint import UdpEndpoint, bind_datagrams
+from kvstore.gossip.endpoint import WAITING_MAX, UdpEndpoint, bind_datagrams
 from kvstore.gossip.events import MemberChanged
 from kvstore.gossip.member import MemberState
 from kvstore.gossip.resolver import NAMES_MAX, text_of
 from kvstore.gossip.seal import DATAGRAM_BYTES_MAX, Seal
-from tests.gossip.rig import CLUSTER, FAST, IDS, Node, bind_both, start_all, stop_all, until
+from tests.gossip.rig import CLUSTER, FAST, IDS, Node, bind_both, start_all, stop_all, until, with_settings
 
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")
 
@@ -140,6 +140,19 @@ async def test_a_rotation_of_the_secret_suspects_nobody() -> None:
         for node in nodes:
             assert all(told(node, other.driver._swim.me.name) == [ALIVE] for other in nodes if other is not node)
             assert node.driver.refused() == {}
+        newcomer = Node("n4", secrets=(OTHER,), seeds=[nodes[0].address])
+        await start_all(newcomer)
+        await until(lambda: set(newcomer.states()) == {"n1", "n2", "n3", "n4"})
+        await newcomer.stop()
+
+
+async def test_the_forgotten_make_room_for_others() -> None:
+    settings = with_settings(forget_seconds=0.5, sweep_seconds=0.1)
+    async with cluster(secrets=(SECRET,), settings=settings) as (one, _two, three):
+        await until(lambda: bytes.fromhex(three.id) in one.driver._seal._windows)
+        await three.stop(leave=True)
+        await until(lambda: one.driver.member(three.id) is None)
+        assert bytes.fromhex(three.id) not in one.driver._seal._windows
 
 
 async def test_two_clusters_and_other_secrets_keep_apart_and_say_so(caplog: pytest.LogCaptureFixture) -> None:
@@ -393,17 +406,22 @@ async def test_names_are_looked_up_once_and_what_waits_is_sent_then(monkeypatch:
     monkeypatch.setattr(endpoint._resolver, "_loop", FakeLoop(loop, getaddrinfo))
     endpoint.open(lambda datagram, _: heard.put_nowait(datagram), lambda: None)
     port = bound.getsockname()[1]
-    for number in range(3):
+    for number in range(WAITING_MAX + 3):
         endpoint.send(f"somewhere:{port}", b"%d" % number)
         endpoint.send(f"nowhere:{port}", b"lost")
     await asyncio.sleep(0)
     assert sorted(lookups) == ["nowhere", "somewhere"]
     gate.set()
-    assert [await heard.get() for _ in range(3)] == [b"0", b"1", b"2"]
-    endpoint.send(f"somewhere:{port}", b"3")
-    assert await heard.get() == b"3"
+    assert [await heard.get() for _ in range(WAITING_MAX)] == [b"%d" % number for number in range(WAITING_MAX)]
+    endpoint.send(f"somewhere:{port}", b"later")
+    assert await heard.get() == b"later"
     assert len(lookups) == 2
-    assert endpoint.errors == {"unresolved": 3}
+    assert endpoint.errors == {"unresolved": WAITING_MAX}
+    monkeypatch.setattr("kvstore.gossip.resolver.NAME_SECONDS", 0.0)
+    endpoint._resolver._remember(f"somewhere:{port}", ("127.0.0.1", port), loop.time() - 1)
+    endpoint.send(f"somewhere:{port}", b"by the old answer")  # while the name is looked up again
+    assert await heard.get() == b"by the old answer"
+    assert len(lookups) == 3
     for number in range(NAMES_MAX + 10):
         endpoint.send(f"127.0.0.1:{number % 60_000 + 1}", b"")
         endpoint._resolver.get(f"10.{number >> 8}.{number & 255}.1:7001")

@@ -20,7 +20,7 @@ from kvstore.transport.dial import PATHS, Dialed, dial
 from kvstore.transport.frames import PART_BYTES_MAX, cut
 from kvstore.transport.hello import Fault, Identity, Purpose, encode_greeting
 from kvstore.transport.protocol import PeerHello
-from tests.gossip.rig import CLUSTER, IDS, Node, stop_all, until
+from tests.gossip.rig import CLUSTER, IDS, Node, stop_all, until, with_settings
 from tests.transport.rig import FAST as TRANSPORT
 
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")
@@ -62,7 +62,8 @@ async def fault_of_close(websocket: aiohttp.ClientWebSocketResponse) -> Fault:
 
 
 async def test_members_numbers_and_cargo_go_both_ways() -> None:
-    one, two = Node("n1", secrets=(b"s" * 32,)), Node("n2", secrets=(b"s" * 32,))
+    once = with_settings(push_pull_seconds=60.0)
+    one, two = (Node(name, secrets=(b"s" * 32,), settings=once) for name in ("n1", "n2"))
     for node in (one, two):
         node.endpoint.cut = True  # only TCP
         await node.start()
@@ -70,9 +71,9 @@ async def test_members_numbers_and_cargo_go_both_ways() -> None:
     one.parcels.held.update(f"a{number}" for number in range(20))
     two.parcels.held.add("b")
     assert await one.driver._push_pull.exchange(two.address, node=two.id)
-    await until(lambda: two.parcels.held == one.parcels.held)
+    assert len(one.parcels.held) == 21
+    await until(lambda: two.parcels.held == one.parcels.held)  # the listener gets the last message
     assert set(two.states()) == set(one.states()) == {"n1", "n2", "n3"}
-    assert len(two.parcels.held) == 21
     assert {node.hex() for node, *_ in two.driver._seal.seen()} >= {one.id, two.id}
     await stop_all(one, two)
 
@@ -184,6 +185,25 @@ async def test_those_served_at_once_are_bounded() -> None:
         await until(lambda: not one.driver._push_pull._served)
         async with dialed(one):
             pass
+
+
+async def test_exchanges_at_once_are_bounded_and_keep_no_probe_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(push_pull, "EXCHANGES_MAX", 1)
+    tale = msgspec.msgpack.encode(Tale(TALE_VERSION, []))
+    async with serving() as one:
+        two = Node("n3")
+        await two.start()
+        async with dialed(one) as first:
+            await first.websocket.send_bytes(tale)
+            await first.websocket.receive_bytes()  # its turn has come, and it does not go on
+            async with dialed(one) as second:
+                await second.websocket.send_bytes(tale)
+                assert await fault_of_close(second.websocket) is Fault.BUSY
+            assert not await two.driver._push_pull.exchange(one.address)
+            assert await two.driver._push_pull.answers(one.address, node=one.id, seconds_max=5)
+        await until(lambda: not one.driver._push_pull._served)
+        assert await two.driver._push_pull.exchange(one.address)
+        await two.stop()
 
 
 async def test_nothing_is_told_to_who_has_not_proved_itself() -> None:
