@@ -36,6 +36,7 @@ from kvstore.node_gossip import NodeGossip
 from kvstore.node_http import NodeHttp, bind
 from kvstore.placement.coordinator import Coordinator
 from kvstore.placement.founding import Founding, founding_shards
+from kvstore.placement.office import PlacementOffice
 from kvstore.replica.environment import Environment, NodeAddress
 from kvstore.replica.host_driver import HostDriver
 from kvstore.router.admin import NodeAdmin
@@ -44,6 +45,7 @@ from kvstore.router.peer_api import PeerClient
 from kvstore.router.router import ShardRouter
 from kvstore.router.shard_map import ShardMap
 from kvstore.storage.directory import DataDirectory, DiskWatch
+from kvstore.storage.disk_watch import disk_space
 from kvstore.storage.errors import DirectoryLost
 from kvstore.storage.log_store import LmdbLogStore
 from kvstore.storage.protocol import NodeIdentity
@@ -193,7 +195,9 @@ class Node:
         host.on_routes_anew = shard_map.touch
         shard_map.attach(gossip.hints, gossip.alive)
         gossip.on_members = shard_map.on_members
-        router, coordinator = self._make_services(environment, host, shard_map, transport, peers, started_ms)
+        router = self._make_router(environment, host, shard_map, peers, started_ms)
+        office = self._make_office(environment, host, stores)
+        coordinator = self._make_coordinator(environment, host, transport, office)
         host.on_neighbours_anew = gossip.on_address = coordinator.connect
         host.attach(transport)
         host.start()
@@ -208,8 +212,10 @@ class Node:
         self._exits.push_async_callback(gossip.close)
         host.campaign_if_alone()
         self._add_gauges(host, transport, stores)
+        self._exits.push_async_callback(office.close)
         self._spawn(coordinator.run(), "coordinator")
-        self._exits.push_async_callback(coordinator.close)
+        self._spawn(office.report(), "reports")
+        self.metrics.add_gauge("kvstore_operators", office.counts)
         self._spawn(self._watch_disk(environment, stores), "disk-watch")
 
     def _make_environment(self, stores: _Stores, identity: NodeIdentity) -> Environment:
@@ -227,21 +233,15 @@ class Node:
         environment.addresses[identity.node] = NodeAddress(self.name, self.address)
         return environment
 
-    def _make_services(
-        self,
-        environment: Environment,
-        host: HostDriver,
-        shard_map: ShardMap,
-        transport: WebSocketTransport,
-        peers: PeerClient,
-        started_ms: int,
-    ) -> tuple[ShardRouter, Coordinator]:
-        """Router, administration and coordination, which know each other."""
+    def _make_router(
+        self, environment: Environment, host: HostDriver, shard_map: ShardMap, peers: PeerClient, started_ms: int
+    ) -> ShardRouter:
+        """And the administration."""
         assert self._identity is not None
         forwarder = Forwarder()
         self._exits.push_async_callback(forwarder.close)
         router = ShardRouter(host, environment, shard_map, forwarder)
-        self._admin = admin = NodeAdmin(
+        self._admin = NodeAdmin(
             host,
             environment,
             router,
@@ -251,18 +251,35 @@ class Node:
             gossip=self.gossip.driver,
             started_ms=started_ms,
         )
+        return router
 
+    def _make_office(self, environment: Environment, host: HostDriver, stores: _Stores) -> PlacementOffice:
+        placement = self.admin.placement
+        office = PlacementOffice(
+            host,
+            environment,
+            placement,
+            gossip=self.gossip.driver,
+            space=partial(disk_space, stores.directory.path),
+            send=placement.send_report,
+        )
+        placement.office = office
+        return office
+
+    def _make_coordinator(
+        self, environment: Environment, host: HostDriver, transport: WebSocketTransport, office: PlacementOffice
+    ) -> Coordinator:
         coordinator = Coordinator(
             host,
             environment,
-            admin,
+            self.admin,
             gossip=self.gossip.driver,
-            hints=self.gossip.hints.table,
+            office=office,
             set_peers=transport.set_peers,
             on_refused=self._on_fatal,
         )
-        admin.coordinator = coordinator
-        return router, coordinator
+        self.admin.coordinator = coordinator
+        return coordinator
 
     def _open_stores(self) -> _Stores:
         loop = asyncio.get_running_loop()

@@ -18,6 +18,7 @@ from kvstore.api.body import BodyReader, permission
 from kvstore.api.kv import KeyEndpoint
 from kvstore.api.middleware import Fatal, edge
 from kvstore.api.openapi import openapi_document
+from kvstore.api.placement import PlacementEndpoint
 from kvstore.api.ranges import RangeEndpoint
 from kvstore.api.stream_socket import STREAMS, StreamEndpoint
 from kvstore.base.limits import Limits
@@ -108,6 +109,7 @@ def build_app(
             node_name=node_name,
             cluster_id=cluster_id,
         ),
+        PlacementEndpoint(admin.placement, bodies=bodies),
         streams,
     ):
         app.router.add_route(
@@ -127,7 +129,11 @@ def build_app(
 
 
 def _endpoints(
-    ranges: RangeEndpoint, batch: BatchEndpoint, admin: AdminEndpoint, streams: StreamEndpoint
+    ranges: RangeEndpoint,
+    batch: BatchEndpoint,
+    admin: AdminEndpoint,
+    placement: PlacementEndpoint,
+    streams: StreamEndpoint,
 ) -> tuple[Endpoint, ...]:
     """All routes but those of a single key and of the document that describes them."""
     return (
@@ -143,6 +149,12 @@ def _endpoints(
         Endpoint("POST", "/v1/shards/{id}/replicas", "addReplica", admin.add_replica),
         Endpoint("DELETE", "/v1/shards/{id}/replicas/{node}", "removeReplica", admin.remove_replica),
         Endpoint("GET", "/v1/operators", "listOperators", admin.operators),
+        Endpoint("DELETE", "/v1/operators/{id}", "cancelOperator", placement.cancel_operator),
+        Endpoint("GET", "/v1/members/{name}/drain", "drainProgress", placement.drain_progress),
+        Endpoint("POST", "/v1/members/{name}/drain", "drainMember", placement.drain),
+        Endpoint("DELETE", "/v1/members/{name}/drain", "undrainMember", placement.undrain),
+        Endpoint("GET", "/v1/settings", "listSettings", placement.settings),
+        Endpoint("PATCH", "/v1/settings", "changeSettings", placement.set_settings),
         Endpoint("GET", "/v1/status", "status", admin.status),
         Endpoint("GET", "/v1/limits", "limits", admin.limits),
         Endpoint("GET", "/v1/stream", "stream", streams.handle),

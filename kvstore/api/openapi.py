@@ -75,6 +75,7 @@ def _path_parameters() -> Json:
             f"1 to {KEY_BYTES_MAX} bytes, percent-encoded; any byte, also %2F and %00. Slashes may stand as they are.",
         ),
         "shard": _path("id", {**_WHOLE, "maximum": _REVISION_MAX}, "The shard's number."),
+        "operator": _path("id", {**_WHOLE, "maximum": _REVISION_MAX}, "The operator's number."),
         "member": _path("name", {"type": "string", "pattern": NAME_PATTERN}, "A node's name."),
         "node": _path("node", {"type": "string", "pattern": NAME_PATTERN}, "A node's name."),
     }
@@ -326,6 +327,12 @@ def _admin_operations() -> Json:
             identifier, "cluster", summary, parameters=parameters, body=body, success=done, codes=_ADMIN_CODES
         )
 
+    def placement(identifier: str, summary: str, schema: str, *parameters: str, body: Json | None = None) -> Json:
+        return _operation(
+            identifier, "cluster", summary, parameters=parameters, body=body,
+            success={"200": _document("As the placement driver has it.", schema)}, codes=_ADMIN_CODES,
+        )  # fmt: skip
+
     return {
         "/v1/routes": listing(
             "listRoutes", "Which shard a key is in, and who leads it.", "Routes", "routesKeyspace",
@@ -342,7 +349,20 @@ def _admin_operations() -> Json:
         },
         "/v1/shards/{id}/replicas": {"post": change("addReplica", "Add a replica.", "shard", body=node_body)},
         "/v1/shards/{id}/replicas/{node}": {"delete": change("removeReplica", "Remove a replica.", "shard", "node")},
-        "/v1/operators": listing("listOperators", "The placement plans.", "Operators", codes=_LIST_CODES),
+        "/v1/operators": listing("listOperators", "What is moved, and why.", "Operators", codes=_LIST_CODES),
+        "/v1/operators/{id}": {"delete": placement("cancelOperator", "End an operator.", "Operator", "operator")},
+        "/v1/members/{name}/drain": {
+            "get": placement("drainProgress", "How far a drain is, and what is in the way.", "Drain", "member"),
+            "post": placement("drainMember", "Move everything off a node.", "Drain", "member"),
+            "delete": placement("undrainMember", "Let the node take part again.", "Object", "member"),
+        },
+        "/v1/settings": {
+            "get": placement("listSettings", "What placement goes by.", "Settings"),
+            "patch": placement(
+                "changeSettings", "Change settings, all or none; null goes back to the default.", "Settings",
+                body={JSON: {"schema": reference("SettingChanges")}},
+            ),
+        },
     }  # fmt: skip
 
 

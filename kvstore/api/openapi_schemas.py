@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+import msgspec
+
 from kvstore.api.arguments import NAME_PATTERN
 from kvstore.base.errors import Code, Retry
 from kvstore.base.limits import KEY_BYTES_MAX, Limits
+from kvstore.placement.thresholds import Thresholds
+from kvstore.placement.wishes import FACTOR_PREFIX
 
 Json = dict[str, Any]
 
@@ -146,7 +150,8 @@ def _cluster_schemas(limits: Limits) -> Json:
         ),
         "Members": {"type": "array", "items": _member_schema()},
         "Shards": {"type": "array", "items": shard},
-        "Operators": {"type": "array", "items": anything},
+        "Operators": {"type": "array", "items": reference("Operator")},
+        **_placement_schemas(),
         "Limits": _object({name: {"type": "integer"} for name in asdict(limits)}),
         "Health": _object({"status": {"const": "alive"}, "node": _TEXT}),
         "NodeBody": _object({"node": filled}),
@@ -179,6 +184,71 @@ def _member_schema() -> Json:
         },
         closed=False,
     )
+
+
+def _placement_schemas() -> Json:
+    seconds: Json = {"type": "number", "minimum": 0}
+    flag: Json = {"type": "boolean"}
+    setting = {"type": ["boolean", "number"]}
+    blocked = _object({"shard": _COUNT, "reason": _TEXT})
+    step = _object({"kind": _TEXT, "node": _TEXT, "done": flag}, {"other": _TEXT})
+    return {
+        "Operator": _object(
+            {
+                "id": _COUNT,
+                "kind": _TEXT,
+                "shard": _COUNT,
+                "reason": _TEXT,
+                "state": {"enum": ["running", "done", "failed", "cancelled"]},
+                "error": {"type": "string", "description": "Why it failed, or what its step was refused with last."},
+                "age_seconds": {**seconds, "description": "Since it began."},
+                "seconds": {**seconds, "description": "How long it took, or takes."},
+                "steps": {"type": "array", "items": step},
+                "history": {"type": "array", "items": _object({"seconds": seconds, "event": _TEXT})},
+            },
+        ),
+        "Drain": _object(
+            {
+                "node": _TEXT,
+                "draining": flag,
+                "ready": {**flag, "description": "False: the placement driver has just begun."},
+                "done": flag,
+                "leaders": _COUNT,
+                "replicas": _COUNT,
+                "bytes": _COUNT,
+                "moving": _COUNT,
+                "blocked": {"type": "array", "items": blocked},
+                "seconds_left": {"type": ["number", "null"], "description": "An estimate; null = none yet."},
+            },
+        ),
+        "Settings": _object(
+            {
+                "settings": {
+                    "type": "array",
+                    "items": _object({"name": _TEXT, "value": setting, "default": setting, "changed": flag}),
+                }
+            }
+        ),
+        "SettingChanges": _setting_changes(),
+    }
+
+
+def _setting_changes() -> Json:
+    """By the very type that checks them."""
+    fields: dict[str, Json] = msgspec.json.schema(Thresholds)["$defs"]["Thresholds"]["properties"]
+    settings = {}
+    for name, field in fields.items():
+        bounds = {
+            key: value for key, value in field.items() if key in ("type", "minimum", "maximum", "exclusiveMinimum")
+        }
+        settings[name] = {"anyOf": [bounds, {"type": "null"}]}
+    return {
+        "type": "object",
+        "minProperties": 1,
+        "properties": settings,
+        "patternProperties": {f"^{FACTOR_PREFIX}.+$": settings["replication_factor"]},
+        "additionalProperties": False,
+    }
 
 
 def _problem_schema() -> Json:

@@ -123,6 +123,7 @@ _GAUGES: Mapping[str, tuple[str, str]] = {
     "kvstore_storage_bytes": ("kind", "Sizes on disk: log_file, log_used, state_file, state_used, disk_free, ..."),
     "kvstore_memory_bytes": ("kind", "Bytes held by parts of the node: tables, session_answers, staged."),
     "kvstore_members": ("state", "Members of the cluster by state: alive, suspect, dead, left."),
+    "kvstore_operators": ("state", "Operators of the placement driver, running and lately ended; only where it is."),
     "kvstore_shards": ("kind", "Shards with a replica here, and those that are led here."),
     "kvstore_gossip_members": ("state", "Nodes that gossip knows, by what it believes of them; this one included."),
     "kvstore_gossip_health": ("kind", "score: 0 while this node keeps up with gossip; each step lengthens its probes."),

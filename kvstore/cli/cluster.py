@@ -1,6 +1,6 @@
-"""kvctl's commands on the cluster: status, members, shards, routes, operators, node, replicas.
+"""kvctl's commands on the cluster: status, members, shards, routes, node, replicas.
 
-Invariant: the JSON of `members`, `shards`, `routes` and `operators` has the REST API's fields; other tools rely on them
+Invariant: the JSON of `members`, `shards` and `routes` has the REST API's fields; other tools rely on them
            (docs/operations.md).
 """
 
@@ -140,7 +140,7 @@ def _number(values: Any, name: str) -> int | None:
     return number if isinstance(number, int) else None
 
 
-# --------------------------------------------------------------------------------------------- members and operators
+# --------------------------------------------------------------------------------------------- members
 
 
 @click.command()
@@ -182,32 +182,6 @@ def _member_row(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def _seconds(milliseconds: Any) -> float | None:
     return milliseconds / 1_000 if isinstance(milliseconds, int | float) else None
-
-
-@click.command()
-@kvctl_command
-async def operators(target: Target) -> None:
-    """List what the cluster does about replicas, now and lately."""
-    async with target.rest() as rest:
-        content = await rest.get("/v1/operators")
-    if target.json:
-        print_json(content)
-        return
-    print_table(
-        ("ID", "KIND", "SHARD", "NODE", "STATE", "REASON"),
-        [
-            (
-                str(row.get("id", "")),
-                row.get("kind"),
-                str(row.get("shard", "")),
-                row.get("node"),
-                row.get("state"),
-                ": ".join(filter(None, (str(row.get("reason", "")), str(row.get("error", ""))))),
-            )
-            for row in _list(content, "operators")
-        ],
-        empty="no operators, now or lately",
-    )
 
 
 # ---------------------------------------------------------------------------------------------------------- shards

@@ -9,9 +9,10 @@ import click
 from kvstore import __version__
 from kvstore.cli.bench import bench
 from kvstore.cli.bulk import export_command, import_command
-from kvstore.cli.cluster import members, node, operators, replicas, routes, shards, status
+from kvstore.cli.cluster import members, node, replicas, routes, shards, status
 from kvstore.cli.data import cas, delete, delete_range, get, put, scan
 from kvstore.cli.dev import dev
+from kvstore.cli.placement import drain, operators, settings, undrain
 from kvstore.cli.serve import serve
 from kvstore.cli.target import target_options
 
@@ -62,5 +63,7 @@ def kvctl() -> None:
 
 for command in (put, get, delete, cas, scan, delete_range, import_command, export_command):
     kvctl.add_command(command)
-for command in (status, members, shards, routes, operators, node, replicas, bench):
+for command in (status, members, shards, routes, operators, node, replicas, settings, bench):
     kvctl.add_command(command)
+for command in (drain, undrain):
+    node.add_command(command)

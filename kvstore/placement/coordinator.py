@@ -1,12 +1,8 @@
-"""What a node does about the cluster in the background: keep its own record, know where others are, repair shards.
+"""What a node does about the cluster in the background: keep its own record, know where others are, place shards.
 
-Every node runs one. Repair, and telling gossip of removed nodes, happen only where the meta group is led. A repair that
-breaks off is begun again from what the shards say then.
+Every node runs one. Placement (office), and telling gossip of removed nodes, happen only where the meta group is led.
 
-Invariant: nothing is remembered here that matters: a step follows from the members' records, the descriptors, and who
-           is alive as gossip believes.
-Invariant: a step is carried out only on the very membership that it was decided for (the epoch's `conf`): the picture
-           here may be old, and a step decided twice could take away one replica too many.
+Invariant: nothing is remembered here that matters: all of it follows from the members' records and from gossip.
 Invariant: a node connects only with those that it shares a group with (replica/neighbours).
 """
 
@@ -14,19 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from kvstore.base.errors import DuplicateName, KVError, StartRefused
 from kvstore.base.ids import META_SHARD
-from kvstore.base.shards import ReplicaRole, ShardDescriptor
-from kvstore.gossip.hint import Hint
 from kvstore.gossip.member import MemberState
 from kvstore.placement.census import Gossip
 from kvstore.placement.members import RecordReader, Records
-from kvstore.placement.repair import REPLICATION_FACTOR, Step, StepKind, meta_voters, next_step
+from kvstore.placement.office import PlacementOffice
 from kvstore.replica.environment import Environment, NodeAddress
 from kvstore.replica.host_driver import HostDriver
 
@@ -35,28 +27,12 @@ logger = logging.getLogger(__name__)
 ROUND_SECONDS = 0.5
 ANNOUNCE_SECONDS = 60.0
 """Between two times at which a node makes sure that it is a member as it says; sooner when others took it for gone."""
-HISTORY_MAX = 100
 
 
 class Actions(Protocol):
     """What the coordinator has done by the node's administration (router/admin)."""
 
     async def join(self, *, name: str, node_id: str, address: str, labels: dict[str, str]) -> dict[str, Any]: ...
-    async def add_replica(self, shard: int, node: str, conf: int) -> dict[str, Any]: ...
-    async def remove_replica(self, shard: int, node: str, conf: int) -> dict[str, Any]: ...
-
-
-@dataclass(slots=True)
-class Operator:
-    """One repair, for people: GET /v1/operators."""
-
-    id: int
-    kind: str
-    shard: int
-    node: str
-    reason: str
-    state: str  # running, done, failed
-    error: str = ""
 
 
 class Coordinator:
@@ -69,17 +45,17 @@ class Coordinator:
         actions: Actions,
         *,
         gossip: Gossip,
-        hints: Callable[[], Iterable[Hint]],
+        office: PlacementOffice,
         set_peers: Callable[[dict[str, str]], None],
         on_refused: Callable[[BaseException], None],
     ) -> None:
-        """`hints`: what the shards' leaders tell. `set_peers`: HOST:PORT by node id of whom to be connected with.
-        `on_refused`: the cluster does not want this node (any more); it must end."""
+        """`set_peers`: HOST:PORT by node id of whom to be connected with. `on_refused`: the cluster does not want this
+        node (any more); it must end."""
         self._host = host
         self._environment = environment
         self._actions = actions
         self._gossip = gossip
-        self._hints = hints
+        self._office = office
         self._set_peers = set_peers
         self._on_refused = on_refused
         self._reader = RecordReader()
@@ -87,10 +63,6 @@ class Coordinator:
         self._peers: dict[str, str] | None = None  # as last set
         self._announced = -1  # this node's incarnation at that time
         self._announce_at = 0.0
-        self.operators: deque[Operator] = deque(maxlen=HISTORY_MAX)
-        self._operator_count = 0
-        self._repairing: set[int] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         """For ever; cancelled at the node's stop."""
@@ -100,7 +72,7 @@ class Coordinator:
                 self.connect()
                 if self._host.leads(META_SHARD):
                     self._tell_removals()
-                    self._repair()
+                await self._office.round(self._records)
                 await self._announce()
             except DuplicateName as error:
                 self._on_refused(StartRefused(error.message))
@@ -108,11 +80,6 @@ class Coordinator:
             except KVError as error:
                 logger.debug("coordination: %s", error)
             await asyncio.sleep(ROUND_SECONDS * self._environment.rng.uniform(0.8, 1.2))
-
-    async def close(self) -> None:
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     # -- who is there ----------------------------------------------------------------------------------------------
 
@@ -167,76 +134,3 @@ class Coordinator:
             member = self._gossip.member(node)
             if member is not None and member.state != MemberState.LEFT:
                 self._gossip.declare_left(node)
-
-    # -- repair ----------------------------------------------------------------------------------------------------
-
-    def _repair(self) -> None:
-        """Start the next step of every shard that needs one, one at a time each."""
-        records = self._records
-        if records is None or not records.members:
-            return  # nobody has announced itself yet; the first one binds all founders
-        descriptors = self._descriptors()
-        load: dict[str, int] = {}
-        for descriptor in descriptors:
-            for place in descriptor.replicas:
-                load[place.node] = load.get(place.node, 0) + 1
-        nodes = [member.record.node for member in records.members]
-        alive = [node for node in nodes if self._gossip.alive(node)]
-        for descriptor in descriptors:
-            if descriptor.id in self._repairing:
-                continue
-            step = next_step(
-                shard=descriptor.id,
-                replicas=[place.node for place in descriptor.replicas],
-                learners=[place.node for place in descriptor.replicas if place.role == ReplicaRole.LEARNER],
-                alive=alive,
-                removed=records.removed,
-                load=load,
-                wanted=meta_voters(len(nodes)) if descriptor.id == META_SHARD else REPLICATION_FACTOR,
-            )
-            if step is not None:
-                self._start(step, descriptor.conf)
-
-    def _descriptors(self) -> list[ShardDescriptor]:
-        """Of all shards: as a replica here has it, or as the shard's leader told where that is newer."""
-        newest = {one.group: one.state.descriptor for one in self._host.core.replicas.values() if one.state is not None}
-        for hint in self._hints():
-            known = newest.get(hint.id)
-            if hint.replicas and (known is None or (hint.version, hint.conf) > (known.version, known.conf)):
-                newest[hint.id] = hint.descriptor
-        return [newest[shard] for shard in sorted(newest)]
-
-    def _start(self, step: Step, conf: int) -> None:
-        self._operator_count += 1
-        place = self._environment.address_of(step.node)
-        operator = Operator(
-            id=self._operator_count,
-            kind=step.kind.value,
-            shard=step.shard,
-            node=place.name if place else step.node,
-            reason=step.reason,
-            state="running",
-        )
-        self.operators.append(operator)
-        self._repairing.add(step.shard)
-        task = asyncio.get_running_loop().create_task(self._carry_out(step, conf, operator))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _carry_out(self, step: Step, conf: int, operator: Operator) -> None:
-        logger.info("shard %d: %s a replica on %s: %s", step.shard, step.kind.value, operator.node, step.reason)
-        try:
-            if step.kind == StepKind.ADD:
-                await self._actions.add_replica(step.shard, step.node, conf)
-            else:
-                await self._actions.remove_replica(step.shard, step.node, conf)
-            operator.state = "done"
-        except KVError as error:
-            operator.state, operator.error = "failed", error.message
-            logger.info("shard %d: %s on %s: %s", step.shard, step.kind.value, operator.node, error.message)
-        finally:
-            self._repairing.discard(step.shard)
-
-    def describe(self) -> list[dict[str, Any]]:
-        """The operators, newest first."""
-        return [asdict(operator) for operator in reversed(self.operators)]

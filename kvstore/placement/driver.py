@@ -32,10 +32,14 @@ logger = logging.getLogger(__name__)
 WARM_UP_SECONDS = 10.0  # nodes that are alive and do not report are waited for so long
 RETRY_SECONDS = 0.5
 
+Down = Callable[[str], float | None]
+
 
 class Actions(Protocol):
     """What is asked of a shard's leader. Each raises KVError; the answer holds how the shard is then, where that is
     known. `conf`: only on this membership."""
+
+    can_split: bool
 
     async def add_learner(self, shard: int, node: str, conf: int) -> ShardReport | None: ...
     async def promote(self, shard: int, node: str, conf: int, *, other: str) -> ShardReport | None:
@@ -53,6 +57,7 @@ class PlacementDriver:
         """`now`: seconds on a clock that only rises. `first_id`: above those of all drivers before."""
         self.view = View()
         self.view.now = now
+        self.view.can_split = actions.can_split
         self.board = OperatorBoard(self.view, first_id=first_id)
         self._actions = actions
         self._began = now
@@ -116,23 +121,22 @@ class PlacementDriver:
         )
 
     def _look_at_nodes(
-        self, members: Collection[MemberRecord], removed: Collection[str], wishes: Wishes, alive: Callable[[str], bool]
+        self, members: Collection[MemberRecord], removed: Collection[str], wishes: Wishes, down: Down
     ) -> None:
         view = self.view
         view.set_rules(wishes.thresholds, wishes.factors)
         draining = set(wishes.draining.values())
         for record in members:
             before = view.nodes.get(record.node)
-            up = alive(record.node)
-            since = 0.0 if up else (before.down_since if before is not None and before.down_since else view.now)
+            silence = down(record.node)
             view.put_node(
                 NodeView(
                     id=record.node,
                     name=record.name,
                     zone=record.labels.get("zone", ""),
                     host=record.labels.get("host", ""),
-                    health=Health.UP if up else Health.DOWN,
-                    down_since=since,
+                    health=Health.UP if silence is None else Health.DOWN,
+                    down_since=_since(before, view.now, silence),
                     draining=record.node in draining,
                     capacity_bytes=before.capacity_bytes if before else 0,
                     used_bytes=before.used_bytes if before else 0,
@@ -167,11 +171,11 @@ class PlacementDriver:
         members: Collection[MemberRecord],
         removed: Collection[str],
         wishes: Wishes,
-        alive: Callable[[str], bool],
+        down: Down,
     ) -> None:
-        """Observe, decide, act. `alive`: whether a node (by id) is taken to be up."""
+        """Observe, decide, act. `down`: for how many seconds a node (by id) is believed to be down; None = it is up."""
         self.view.now = now
-        self._look_at_nodes(members, removed, wishes, alive)
+        self._look_at_nodes(members, removed, wishes, down)
         if self.ready:
             self._go_on()
             for operator in self.board.decide():
@@ -304,6 +308,13 @@ class PlacementDriver:
             "running": len(self.board.running),
             **{state.value: sum(one.state == state for one in ended) for state in State if state != State.RUNNING},
         }
+
+
+def _since(before: NodeView | None, now: float, silence: float | None) -> float:
+    """When it went down, as was first believed: what others tell later may count from their own first doubt."""
+    if silence is None:
+        return 0.0
+    return before.down_since if before is not None and before.down_since else now - silence
 
 
 def _rounded(used_bytes: int) -> int:

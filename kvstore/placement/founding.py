@@ -24,7 +24,7 @@ from kvstore.base.config import NodeConfig
 from kvstore.base.errors import DuplicateName, KVError, StartRefused, Unauthenticated, Unavailable
 from kvstore.base.ids import DEFAULT_KEYSPACE, DEFAULT_SHARD, META_SHARD, SYSTEM_KEYSPACE, random_id
 from kvstore.base.shards import Replica, ShardDescriptor, keyspace_range
-from kvstore.placement.repair import REPLICATION_FACTOR, meta_voters
+from kvstore.placement.thresholds import DEFAULTS, meta_voters
 from kvstore.storage.protocol import NodeIdentity
 from raft import ConfState
 
@@ -62,7 +62,7 @@ def founding_shards(founders: Founders) -> list[tuple[ShardDescriptor, ConfState
     taken = 0  # replicas so far, over both shards: ids are not even equal between the two
     for shard, keyspace, count in (
         (META_SHARD, SYSTEM_KEYSPACE, meta_voters(len(founders))),
-        (DEFAULT_SHARD, DEFAULT_KEYSPACE, min(REPLICATION_FACTOR, len(founders))),
+        (DEFAULT_SHARD, DEFAULT_KEYSPACE, min(DEFAULTS.replication_factor, len(founders))),
     ):
         places = range(taken, taken + count)
         taken += count

@@ -17,6 +17,12 @@ META_VOTERS_MAX = 5
 """More voters make the meta group slower and hardly safer: five survive the loss of two nodes."""
 
 
+def meta_voters(nodes: int) -> int:
+    """How many voters the meta group has, of so many nodes: odd, up to five. With two nodes it is two: one voter alone
+    would lose the cluster's records with its disk."""
+    return META_VOTERS_MAX if nodes >= META_VOTERS_MAX else max(1, min(3, nodes))
+
+
 class Thresholds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Settings of the whole cluster. Loads are operations a second at a shard's leader."""
 
@@ -27,7 +33,7 @@ class Thresholds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     rebalance: bool = True
     """False: only repair, drain and spread move anything."""
     split_bytes: Annotated[int, Meta(ge=1 * MIB, le=4096 * MIB)] = 64 * MIB
-    split_load: Annotated[int, Meta(ge=10)] = 10_000
+    split_load: Annotated[int, Meta(ge=10, le=1_000_000_000)] = 10_000
     operators_max: Annotated[int, Meta(ge=1, le=1_000)] = 64
     receiving_max: Annotated[int, Meta(ge=1, le=100)] = 2
     """Replicas on their way to one node. A snapshot fills a connection; more at once only delay each other."""
@@ -40,7 +46,7 @@ class Thresholds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     balance_tolerance: Annotated[float, Meta(ge=0.01, le=1)] = 0.05
     """How far counts may be from their share before something is moved."""
     load_tolerance: Annotated[float, Meta(ge=0.05, le=10)] = 0.2
-    load_ignored: Annotated[int, Meta(ge=0)] = 500
+    load_ignored: Annotated[int, Meta(ge=0, le=1_000_000_000)] = 500
     """Differences of load below this move nothing: they come and go."""
     rest_seconds: Annotated[float, Meta(ge=0, le=3_600)] = 30.0
     """How long a shard that was moved for its load, or whose operator failed, is left alone by balancing."""
@@ -51,11 +57,12 @@ NAMES = tuple(field.name for field in msgspec.structs.fields(Thresholds))
 
 
 def changed(thresholds: Thresholds, changes: dict[str, Any]) -> Thresholds:
-    """With the changes; text is read as a number or truth value, as it comes from a command line. Raises Invalid."""
+    """With the changes. Raises Invalid."""
     unknown = sorted(set(changes) - set(NAMES))
     if unknown:
         raise Invalid(f"there is no setting {unknown[0]!r}; there are {', '.join(NAMES)}")
-    try:
-        return msgspec.convert(msgspec.structs.asdict(thresholds) | changes, Thresholds, strict=False)
+    whole = {name: int(value) for name, value in changes.items() if type(value) is float and value.is_integer()}
+    try:  # 3.0 is an integer in JSON
+        return msgspec.convert(msgspec.structs.asdict(thresholds) | changes | whole, Thresholds)
     except msgspec.ValidationError as error:
         raise Invalid(f"a setting is not possible: {error}") from None

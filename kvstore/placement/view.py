@@ -22,7 +22,7 @@ from kvstore.base.ids import META_SHARD
 from kvstore.base.shards import ReplicaRole, ShardDescriptor
 from kvstore.placement.operators import Placement, Plan
 from kvstore.placement.shares import Crowding, least_crowding, node_shares, pairs
-from kvstore.placement.thresholds import DEFAULTS, META_VOTERS_MAX, Thresholds
+from kvstore.placement.thresholds import DEFAULTS, Thresholds, meta_voters
 
 
 class Health(StrEnum):
@@ -102,6 +102,7 @@ class View:
         self.thresholds = thresholds
         self.factors = dict(factors or {})
         self.now = 0.0  # seconds, the driver's clock
+        self.can_split = True  # whether anybody carries splits out
         self.nodes: dict[str, NodeView] = {}
         self.shards: dict[int, ShardView] = {}
         self.running: dict[int, Plan] = {}  # by shard
@@ -315,12 +316,10 @@ class View:
 
 
 def meta_voters_wanted(nodes: Iterable[NodeView]) -> int:
-    """Of the meta group: odd, up to five, and no more than there are nodes to stay. With two nodes it is two: one voter
-    alone would lose the cluster's records with its disk."""
+    """Of the meta group. A node that is drained makes no fifth voter, but it counts where there are few."""
     present = [node for node in nodes if node.health != Health.REMOVED]
-    if sum(not node.draining for node in present) >= META_VOTERS_MAX:
-        return META_VOTERS_MAX
-    return max(1, min(3, len(present)))
+    staying = sum(not node.draining for node in present)
+    return min(meta_voters(len(present)), max(3, meta_voters(staying)))
 
 
 def _standing(node: NodeView) -> tuple[object, ...]:

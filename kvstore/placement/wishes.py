@@ -15,7 +15,7 @@ import msgspec
 
 from kvstore.base.errors import Invalid
 from kvstore.placement.members import _all_items as all_items
-from kvstore.placement.thresholds import DEFAULTS, Thresholds, changed
+from kvstore.placement.thresholds import DEFAULTS, NAMES, Thresholds, changed
 from kvstore.state.shard import ShardState
 
 DRAINING_PREFIX = b"draining/"
@@ -43,14 +43,20 @@ def encode_setting(value: Any) -> bytes:
     return msgspec.json.encode(value)
 
 
-def checked_setting(name: str, text: str) -> Any:
-    """The value that `text` says; raises Invalid for an unknown name or a value out of bounds."""
-    if name.startswith(FACTOR_PREFIX):
-        keyspace = name.removeprefix(FACTOR_PREFIX)
-        if not keyspace.isascii() or not keyspace.isdigit():
-            raise Invalid(f"{keyspace!r} is not the number of a keyspace")
-        return changed(DEFAULTS, {"replication_factor": text}).replication_factor
-    return getattr(changed(DEFAULTS, {name: text}), name)
+def check_name(name: str) -> None:
+    """Raises Invalid for a setting that does not exist."""
+    keyspace = name.removeprefix(FACTOR_PREFIX)
+    if keyspace == name and name not in NAMES:
+        raise Invalid(f"there is no setting {name!r}; there are {', '.join(NAMES)}, {FACTOR_PREFIX}KEYSPACE")
+    if keyspace != name and not (keyspace.isascii() and keyspace.isdigit() and len(keyspace) < 10):
+        raise Invalid(f"there is no keyspace {keyspace!r}")
+
+
+def checked_setting(name: str, value: Any) -> Any:
+    """The value as it is kept. Raises Invalid for an unknown name or a value that is not possible."""
+    check_name(name)
+    field_name = "replication_factor" if name.startswith(FACTOR_PREFIX) else name
+    return getattr(changed(DEFAULTS, {field_name: value}), field_name)
 
 
 def read_wishes(state: ShardState) -> Wishes:
@@ -65,10 +71,25 @@ def read_wishes(state: ShardState) -> Wishes:
         try:
             value = msgspec.json.decode(item.value)
             if name.startswith(FACTOR_PREFIX):
-                factors[int(name.removeprefix(FACTOR_PREFIX))] = int(checked_setting(name, str(value)))
+                factors[int(name.removeprefix(FACTOR_PREFIX))] = checked_setting(name, value)
             else:
                 thresholds = changed(thresholds, {name: value})
         except (Invalid, ValueError, msgspec.DecodeError):
             continue
         names.append(name)
     return Wishes(draining, thresholds, factors, tuple(names))
+
+
+class WishReader:
+    """Reads them again only when the state is another one than at the last look."""
+
+    def __init__(self) -> None:
+        self._state: ShardState | None = None
+        self._revision = -1
+        self._wishes = Wishes()
+
+    def read(self, state: ShardState) -> Wishes:
+        if state is not self._state or state.revision != self._revision:
+            self._state, self._revision = state, state.revision
+            self._wishes = read_wishes(state)
+        return self._wishes

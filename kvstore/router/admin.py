@@ -21,7 +21,7 @@ from kvstore import __version__
 from kvstore.base import operations as ops
 from kvstore.base.errors import DuplicateName, Invalid, KVError, NotFound, NotLeader, Timeout, Unavailable
 from kvstore.base.ids import META_SHARD, SYSTEM_KEYSPACE
-from kvstore.base.operations import Batch, Cas, Failure, Mismatch, Mutation, Put, Result
+from kvstore.base.operations import Batch, Cas, Delete, Failure, Mismatch, Mutation, Put, Result
 from kvstore.base.shards import ReplicaRole, user_bounds
 from kvstore.base.stream import Mutate, Refused, Results
 from kvstore.placement.census import Gossip, MemberStatus, census, count_states
@@ -29,10 +29,12 @@ from kvstore.placement.coordinator import Coordinator
 from kvstore.placement.founding import Founders
 from kvstore.placement.members import MemberRecord, Records, encode_member, member_key, read_records, removed_key
 from kvstore.placement.replica_change import ReplicaChange
+from kvstore.placement.wishes import draining_key
 from kvstore.replica.environment import Environment
 from kvstore.replica.host_driver import HostDriver
 from kvstore.replica.replica import Replica
 from kvstore.router.peer_api import PeerClient, encode_records
+from kvstore.router.placement_admin import PlacementAdmin
 from kvstore.router.router import ShardRouter
 from kvstore.router.shard_map import KEYSPACES
 from raft import RaftError
@@ -67,6 +69,7 @@ class NodeAdmin:
         self._gossip = gossip
         self._started_ms = started_ms
         self.coordinator: Coordinator | None = None
+        self.placement = PlacementAdmin(host, self)
         self._told: Records | None = None  # by a node with a replica of the meta group, as last asked
         self._operations: Mapping[str, Callable[..., Awaitable[dict[str, Any]]]] = {
             "admit": self.join,  # of a node that is none yet, and asks whomever it knows
@@ -75,6 +78,7 @@ class NodeAdmin:
             "add_replica": self._add_replica_here,
             "remove_replica": self._remove_replica_here,
             "transfer": self._transfer_here,
+            **self.placement.operations,
         }
 
     # -- what there is ---------------------------------------------------------------------------------------------
@@ -175,16 +179,7 @@ class NodeAdmin:
         }
 
     async def operators(self) -> list[dict[str, Any]]:
-        """Those of the meta group's leader, who alone makes them."""
-        coordinator = self.coordinator
-        if self._host.leads(META_SHARD) and coordinator is not None:
-            return coordinator.describe()
-        leader = self._leader_of(META_SHARD)
-        if leader is None:
-            raise Unavailable("no leader of the meta group is known")
-        answer = await self._peers.admin(leader, "operators", {}, seconds=2.0)
-        operators: list[dict[str, Any]] = answer["operators"]
-        return operators
+        return await self.placement.operators()
 
     async def ready(self) -> dict[str, Any]:
         """A linearizable read through every shard's leader, as far as this node knows them."""
@@ -203,22 +198,22 @@ class NodeAdmin:
 
     async def join(self, *, name: str, node_id: str, address: str, labels: dict[str, str]) -> dict[str, Any]:
         arguments = {"name": name, "node_id": node_id, "address": address, "labels": labels}
-        return await self._at_leader(META_SHARD, "join", arguments, seconds=META_SECONDS_MAX)
+        return await self.at_leader(META_SHARD, "join", arguments, seconds=META_SECONDS_MAX)
 
     async def remove_node(self, name: str) -> dict[str, Any]:
-        return await self._at_leader(META_SHARD, "remove_node", {"name": name}, seconds=META_SECONDS_MAX)
+        return await self.at_leader(META_SHARD, "remove_node", {"name": name}, seconds=META_SECONDS_MAX)
 
     async def add_replica(self, shard: int, node: str, conf: int | None = None) -> dict[str, Any]:
         """`conf`: only on this membership, see ReplicaChange."""
-        return await self._at_leader(shard, "add_replica", {"shard": shard, "node": node, "conf": conf})
+        return await self.at_leader(shard, "add_replica", {"shard": shard, "node": node, "conf": conf})
 
     async def remove_replica(self, shard: int, node: str, conf: int | None = None) -> dict[str, Any]:
-        return await self._at_leader(shard, "remove_replica", {"shard": shard, "node": node, "conf": conf})
+        return await self.at_leader(shard, "remove_replica", {"shard": shard, "node": node, "conf": conf})
 
     async def transfer(self, shard: int, node: str) -> dict[str, Any]:
-        return await self._at_leader(shard, "transfer", {"shard": shard, "node": node}, seconds=META_SECONDS_MAX)
+        return await self.at_leader(shard, "transfer", {"shard": shard, "node": node}, seconds=META_SECONDS_MAX)
 
-    async def _at_leader(
+    async def at_leader(
         self, shard: int, operation: str, arguments: dict[str, Any], *, seconds: float = CHANGE_SECONDS_MAX
     ) -> dict[str, Any]:
         """Here, or by the leader's node; follows a leadership that moves, for a bounded time."""
@@ -239,8 +234,6 @@ class NodeAdmin:
 
     async def perform(self, operation: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Do it here or raise NotLeader. What another node's request runs."""
-        if operation == "operators":
-            return {"operators": self.coordinator.describe() if self.coordinator else []}
         if operation == "records":
             records = self._records()
             if records is None:
@@ -272,8 +265,8 @@ class NodeAdmin:
     # -- at the leader ---------------------------------------------------------------------------------------------
 
     async def _join_here(self, *, name: str, node_id: str, address: str, labels: dict[str, str]) -> dict[str, Any]:
-        await self._bind_founders()
-        records = self._led_records()
+        await self.bind_founders()
+        records = self.led_records()
         if node_id in records.removed:
             raise DuplicateName(
                 f"node {name} ({node_id[:8]}) was removed from the cluster for good: start it with an empty --data "
@@ -288,14 +281,14 @@ class NodeAdmin:
             )
         if known is None or known.record != record:
             revision = known.revision if known else 0
-            await self._write_meta(Cas(0, member_key(name), encode_member(record), revision))
+            await self.write_meta(Cas(0, member_key(name), encode_member(record), revision))
         return {"cluster": self._cluster, "name": name}
 
-    async def _bind_founders(self) -> None:
+    async def bind_founders(self) -> None:
         """A founder whose disk is lost before it wrote its record would come back under its name as another node, while
         the replicas of the old one stayed, with no name by which to remove it. Only founders lead the meta group before
         anybody has joined."""
-        records = self._led_records()
+        records = self.led_records()
         names = {member.record.name for member in records.members}
         missing = [
             MemberRecord(name=name, node=node, address=address)
@@ -303,12 +296,12 @@ class NodeAdmin:
             if name not in names and node not in records.removed
         ]
         if missing:
-            await self._write_meta(Batch(0, [Cas(0, member_key(one.name), encode_member(one), 0) for one in missing]))
+            await self.write_meta(Batch(0, [Cas(0, member_key(one.name), encode_member(one), 0) for one in missing]))
 
     async def _remove_node_here(self, *, name: str) -> dict[str, Any]:
         """Done again, by somebody who got no answer, it says the same."""
-        await self._bind_founders()
-        records = self._led_records()
+        await self.bind_founders()
+        records = self.led_records()
         known = records.named(name)
         if known is None:
             gone = [node for node, last in records.removed.items() if last == name]
@@ -319,24 +312,25 @@ class NodeAdmin:
             raise Invalid("the last member can't be removed")
         node = known.record.node
         unbind = Cas(0, member_key(name), None, known.revision)
-        await self._write_meta(Batch(0, [unbind, Put(0, removed_key(node), name.encode())]))
+        forget = Delete(0, draining_key(name))
+        await self.write_meta(Batch(0, [unbind, forget, Put(0, removed_key(node), name.encode())]))
         self._gossip.declare_left(node)
         return {"removed": name, "node_id": node}
 
     async def _add_replica_here(self, *, shard: int, node: str, conf: int | None = None) -> dict[str, Any]:
-        node_id = self._node_id(node)
+        node_id = self.node_id(node)
         await ReplicaChange(self._host, shard, timeout_seconds=CHANGE_SECONDS_MAX, conf=conf).add(node_id)
         return {"shard": shard, "added": node}
 
     async def _remove_replica_here(self, *, shard: int, node: str, conf: int | None = None) -> dict[str, Any]:
         change = ReplicaChange(self._host, shard, timeout_seconds=CHANGE_SECONDS_MAX, conf=conf)
-        await change.remove(self._node_id(node))
+        await change.remove(self.node_id(node))
         return {"shard": shard, "removed": node}
 
     async def _transfer_here(self, *, shard: int, node: str) -> dict[str, Any]:
-        replica = self._led(shard)
+        replica = self.led(shard)
         assert replica.state is not None
-        place = replica.state.descriptor.replica_on(self._node_id(node))
+        place = replica.state.descriptor.replica_on(self.node_id(node))
         if place is None or place.role != ReplicaRole.VOTER:
             raise NotFound(f"shard {shard} has no voter on {node}")
         if place.replica_id == replica.replica_id:
@@ -357,19 +351,19 @@ class NodeAdmin:
             raise Unavailable(f"{node} did not take the leadership; is it up and not far behind?")
         return {"shard": shard, "leader": node}
 
-    def _led(self, shard: int) -> Replica:
+    def led(self, shard: int) -> Replica:
         replica = self._host.core.replicas.get(shard)
         if replica is None or not replica.is_leader or replica.state is None:
             raise NotLeader(f"this node does not lead shard {shard}")
         return replica
 
-    def _led_records(self) -> Records:
+    def led_records(self) -> Records:
         """As the meta group's state holds them here, where it is led."""
-        state = self._led(META_SHARD).state
+        state = self.led(META_SHARD).state
         assert state is not None
         return read_records(state)
 
-    def _node_id(self, node: str) -> str:
+    def node_id(self, node: str) -> str:
         """From a member's name or id; node ids of replicas whose member is gone stand for themselves."""
         rows = [row for row in self._census(self._records()) if node in (row.name, row.node_id)]
         if rows:  # without the records it may be somebody's of the same name who was removed
@@ -382,9 +376,9 @@ class NodeAdmin:
                 return node
         raise NotFound(f"there is no member {node}")
 
-    async def _write_meta(self, operation: Mutation) -> Result:
+    async def write_meta(self, operation: Mutation) -> Result:
         """One mutation of the cluster's records, by the leader of the meta group here. Raises KVError."""
-        replica = self._led(META_SHARD)
+        replica = self.led(META_SHARD)
         assert replica.state is not None
         future: asyncio.Future[Results | Refused] = asyncio.get_running_loop().create_future()
         frame = Mutate(

@@ -8,7 +8,7 @@ Invariant: `reply` is called exactly once, within the frame's timeout (bounded b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from kvstore.base.operations import Mutation, ReadOperation, Result
@@ -69,8 +69,28 @@ class Router(Protocol):
         """What a client should count `issued_at` from."""
 
 
+class Placement(Protocol):
+    """What is asked of the placement driver, through any node; `router.placement_admin` fulfils it."""
+
+    async def drain(self, name: str) -> dict[str, Any]:
+        """Progress: replicas, leaders, bytes, blocked: [{shard, reason}], seconds_left, done, ...."""
+
+    async def undrain(self, name: str) -> dict[str, Any]: ...
+    async def drain_progress(self, name: str) -> dict[str, Any]: ...
+    async def settings(self) -> dict[str, Any]:
+        """settings: [{name, value, default, changed}]."""
+
+    async def set_settings(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """As `settings`, afterwards. A value of None goes back to the default."""
+
+    async def cancel_operator(self, operator: int) -> dict[str, Any]: ...
+
+
 class Admin(Protocol):
     """What the administrative endpoints ask of the node. Each raises KVError; results are JSON-ready."""
+
+    @property
+    def placement(self) -> Placement: ...
 
     def status(self) -> dict[str, Any]:
         """This node: name, node id, cluster id, version, uptime, role per shard, disk, boot id, ..."""
@@ -83,7 +103,8 @@ class Admin(Protocol):
         """id, keyspace, start, end, epoch, leader, replicas: [{node, role}], approximate_bytes, ...."""
 
     async def operators(self) -> list[dict[str, Any]]:
-        """The placement driver's plans under way and lately done: id, kind, shard, state, steps, ..."""
+        """The placement driver's plans under way and lately done, the newest first: id, kind, shard, reason, state,
+        error, age_seconds, seconds, steps: [{kind, node, done}], history."""
 
     async def join(self, *, name: str, node_id: str, address: str, labels: dict[str, str]) -> dict[str, Any]: ...
     async def remove_node(self, name: str) -> dict[str, Any]: ...

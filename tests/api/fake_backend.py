@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from kvstore.base.errors import ERRORS, Code, KVError, NotFound, Overloaded, StaleRoute, Unavailable
@@ -36,6 +36,7 @@ from kvstore.base.operations import (
 )
 from kvstore.base.shards import Route
 from kvstore.base.stream import Mutate, Read, Refused, Results, Routes
+from kvstore.placement.wishes import check_name, checked_setting
 from kvstore.router.protocol import ReplyTo
 
 STAMP_MS = 1_700_000_000_000
@@ -311,10 +312,65 @@ class FakeRouter:
         return STAMP_MS
 
 
+OPERATOR = {
+    "id": 1,
+    "kind": "repair",
+    "shard": 2,
+    "reason": "2 of 3 replicas",
+    "state": "running",
+    "error": "",
+    "age_seconds": 1.5,
+    "seconds": 1.5,
+    "steps": [{"kind": "add learner", "node": "n3", "done": False}],
+    "history": [{"seconds": 0.0, "event": "begun"}],
+}
+
+
+class FakePlacement:
+    """Fulfils `router.protocol.Placement`, for the members and the calls of a FakeAdmin."""
+
+    def __init__(self, admin: FakeAdmin) -> None:
+        self._admin = admin
+
+    async def drain(self, name: str) -> dict[str, Any]:
+        self._admin.calls.append(("drain", name))
+        return await self.drain_progress(name)
+
+    async def undrain(self, name: str) -> dict[str, Any]:
+        self._admin.require_member(name)
+        self._admin.calls.append(("undrain", name))
+        return {"draining": None}
+
+    async def drain_progress(self, name: str) -> dict[str, Any]:
+        self._admin.require_member(name)
+        counts = {"leaders": 1, "replicas": 2, "bytes": 3, "moving": 0}
+        blocked = [{"shard": 2, "reason": "no other node"}]
+        flags = {"draining": True, "ready": True, "done": False}
+        return {"node": name, "seconds_left": None, "blocked": blocked, **counts, **flags}
+
+    async def settings(self) -> dict[str, Any]:
+        return {"settings": [{"name": "rebalance", "value": True, "default": True, "changed": False}]}
+
+    async def set_settings(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+        for name, value in changes.items():
+            check_name(name)
+            if value is not None:
+                checked_setting(name, value)
+        self._admin.calls.append(("set_settings", dict(changes)))
+        return await self.settings()
+
+    async def cancel_operator(self, operator: int) -> dict[str, Any]:
+        if operator != 1:
+            raise NotFound(f"no operator {operator} is running")
+        self._admin.calls.append(("cancel_operator", operator))
+        return OPERATOR
+
+
 class FakeAdmin:
     """Fulfils `router.protocol.Admin`; remembers what it was asked for."""
 
     def __init__(self) -> None:
+        self.placement = FakePlacement(self)
         self.is_ready = True
         self.calls: list[tuple[Any, ...]] = []
         self.known_members = {"n1", "n2"}
@@ -344,13 +400,13 @@ class FakeAdmin:
         return [{"id": 2, "keyspace": "default", "replicas": [{"node": "n1", "role": "voter"}]}]
 
     async def operators(self) -> list[dict[str, Any]]:
-        return [{"id": 1, "kind": "transfer", "shard": 2}]
+        return [OPERATOR]
 
     async def join(self, *, name: str, node_id: str, address: str, labels: dict[str, str]) -> dict[str, Any]:
         return self._done("join", name, node_id, address, labels)
 
     async def remove_node(self, name: str) -> dict[str, Any]:
-        self._member(name)
+        self.require_member(name)
         return self._done("remove_node", name)
 
     async def add_replica(self, shard: int, node: str) -> dict[str, Any]:
@@ -370,10 +426,10 @@ class FakeAdmin:
     def _on_shard(self, what: str, shard: int, node: str) -> dict[str, Any]:
         if shard not in self.known_shards:
             raise NotFound(f"there is no shard {shard}")
-        self._member(node)
+        self.require_member(node)
         return self._done(what, shard, node)
 
-    def _member(self, name: str) -> None:
+    def require_member(self, name: str) -> None:
         if name not in self.known_members:
             raise NotFound(f"there is no member {name[:64]!r}")
 

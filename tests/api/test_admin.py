@@ -124,6 +124,47 @@ async def test_malformed_changes_are_refused(api: Served, method: str, path: str
     assert not api.admin.calls
 
 
+async def test_what_is_asked_of_the_placement_driver(api: Served) -> None:
+    assert (await get(api, "/v1/members/n1/drain"))["blocked"] == [{"shard": 2, "reason": "no other node"}]
+    assert (await get(api, "/v1/settings"))["settings"][0]["name"] == "rebalance"
+    assert api.admin.calls == []
+    for method, path, body in (
+        ("POST", "/v1/members/n2/drain", None),
+        ("DELETE", "/v1/members/n2/drain", None),
+        ("PATCH", "/v1/settings", {"rebalance": False}),
+        ("PATCH", "/v1/settings", {"rebalance": None}),
+        ("DELETE", "/v1/operators/1", None),
+    ):
+        response, answer = await api.call(method, path, json=body)
+        assert response.status == 200, answer
+    assert api.admin.calls == [
+        ("drain", "n2"),
+        ("undrain", "n2"),
+        ("set_settings", {"rebalance": False}),
+        ("set_settings", {"rebalance": None}),
+        ("cancel_operator", 1),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "code"),
+    [
+        ("POST", "/v1/members/n9/drain", b"", "NOT_FOUND"),
+        ("GET", "/v1/members/n9/drain", b"", "NOT_FOUND"),
+        ("POST", "/v1/members/n1/drain?wait=1", b"", "INVALID"),
+        ("PATCH", "/v1/settings", b"[]", "INVALID"),
+        ("PATCH", "/v1/settings", b'{"rebalance": [1]}', "INVALID"),
+        ("PATCH", "/v1/settings", b'{"nonsense": 1}', "INVALID"),
+        ("PATCH", "/v1/settings", b"x" * 70_000, "TOO_LARGE"),
+        ("DELETE", "/v1/operators/7", b"", "NOT_FOUND"),
+        ("DELETE", "/v1/operators/x", b"", "INVALID"),
+    ],
+)
+async def test_what_the_placement_driver_cannot_do(api: Served, method: str, path: str, body: bytes, code: str) -> None:
+    assert (await api.problem(method, path, data=body))["code"] == code
+    assert api.admin.calls == [] or code == "NOT_FOUND"
+
+
 async def test_alive_is_not_ready(api: Served) -> None:
     assert (await api.call("GET", "/readyz"))[0].status == 200
     api.admin.is_ready = False

@@ -115,7 +115,7 @@ CONFIG = SchemathesisConfig.from_dict(
 # What OpenAPI can't say of a request, because it is about several parameters or about bytes. Nothing else may make
 # the server refuse what the document allows.
 CROSS_RULES = re.compile(
-    "max_staleness_ms needs consistency=stale|wait_ms needs the version"
+    "max_staleness_ms needs consistency=stale|wait_ms needs the version|there is no keyspace "
     "|give one condition|give a prefix, or start and end|name what to delete"
     "|the range's start lies behind its end|the cursor |.*_base64 is not base64|malformed batch: Invalid base64"
     "|operation [0-9]+: give (key|value|expected) or |If-None-Match: [*] asks"

@@ -127,7 +127,16 @@ def test_nodes_come_and_go_and_three_replicas_are_kept() -> None:
         assert settled(without=gone) == left
         assert ctl("replicas", "add", "2", "n4").stdout == "shard 2 has a replica on n4\n"  # it has: nothing to do
         assert {row["state"] for row in ctl.json("operators")} >= {"done"}
-        assert ctl("operators").stdout.splitlines()[0].split() == ["ID", "KIND", "SHARD", "NODE", "STATE", "REASON"]
+        assert ctl("operators").stdout.splitlines()[0].split() == [
+            "ID",
+            "KIND",
+            "SHARD",
+            "STATE",
+            "AGE",
+            "TOOK",
+            "STEPS",
+            "REASON",
+        ]
 
 
 async def has_three(running: LocalCluster, without: str) -> bool:

@@ -150,9 +150,15 @@ def test_the_last_majority_is_not_removed() -> None:
 
 
 def test_settings_have_names_and_bounds() -> None:
-    assert changed(DEFAULTS, {"dead_after_seconds": "12.5", "rebalance": "false"}).dead_after_seconds == 12.5
-    assert not changed(DEFAULTS, {"rebalance": "false"}).rebalance
-    for wrong in ({"nonsense": 1}, {"replication_factor": 0}, {"split_bytes": "many"}, {"disk_used_max": 1.5}):
+    assert changed(DEFAULTS, {"dead_after_seconds": 12.5, "rebalance": False}).dead_after_seconds == 12.5
+    assert not changed(DEFAULTS, {"rebalance": False}).rebalance
+    for wrong in (
+        {"nonsense": 1},
+        {"replication_factor": 0},
+        {"split_bytes": "1000000000"},
+        {"rebalance": 0},
+        {"disk_used_max": 1.5},
+    ):
         with pytest.raises(Exception, match="setting"):
             changed(DEFAULTS, wrong)
 

@@ -1,5 +1,5 @@
 """Goal: a node asks again who it is when others took it for gone, ends when it was removed, and connects with its
-neighbours only; where the meta group is led, removals are told to gossip, and repair sees shards that are elsewhere.
+neighbours only; where the meta group is led, removals are told to gossip.
 
 Method: one coordinator whose surroundings are values: a host that only says what it holds, a gossip that only believes,
 an administration that writes down what it was asked for.
@@ -23,7 +23,6 @@ from kvstore.base.errors import DuplicateName, StartRefused, Unavailable
 from kvstore.base.ids import META_SHARD
 from kvstore.base.shards import Replica, ShardDescriptor, keyspace_range
 from kvstore.gossip.events import MemberView
-from kvstore.gossip.hint import Hint, make_hint
 from kvstore.gossip.member import Member as GossipMember
 from kvstore.gossip.member import MemberState
 from kvstore.placement import coordinator as coordination
@@ -31,12 +30,13 @@ from kvstore.placement import members as member_records
 from kvstore.placement.census import Gossip
 from kvstore.placement.coordinator import Coordinator
 from kvstore.placement.members import Member, MemberRecord, Records
+from kvstore.placement.office import PlacementOffice
 from kvstore.replica.environment import Environment, NodeAddress
 from kvstore.replica.host_driver import HostDriver
 from kvstore.replica.neighbours import Neighbours
 
-ALIVE, SUSPECT, DEAD, LEFT = MemberState
-A, B, C, D, E, F = (letter * 32 for letter in "abcdef")
+ALIVE, _, DEAD, LEFT = MemberState
+A, B, C, D = (letter * 32 for letter in "abcd")
 
 
 class FakeGossip:
@@ -73,7 +73,6 @@ class FakeActions:
     def __init__(self) -> None:
         self.joins = 0
         self.error: Exception | None = None
-        self.changes: list[tuple[str, int, str, int]] = []
 
     async def join(self, *, name: str, node_id: str, address: str, labels: dict[str, str]) -> dict[str, Any]:
         self.joins += 1
@@ -81,13 +80,13 @@ class FakeActions:
             raise self.error
         return {}
 
-    async def add_replica(self, shard: int, node: str, conf: int) -> dict[str, Any]:
-        self.changes.append(("add", shard, node, conf))
-        return {}
 
-    async def remove_replica(self, shard: int, node: str, conf: int) -> dict[str, Any]:
-        self.changes.append(("remove", shard, node, conf))
-        return {}
+class FakeOffice:
+    def __init__(self) -> None:
+        self.rounds: list[Records | None] = []
+
+    async def round(self, records: Records | None) -> None:
+        self.rounds.append(records)
 
 
 def descriptor_of(shard: int, nodes: str, conf: int = 1) -> ShardDescriptor:
@@ -105,7 +104,7 @@ class World:
     meta: ShardDescriptor | None = None
     leads: bool = False
     records: Records = field(default_factory=lambda: Records([], {}))
-    hints: list[Hint] = field(default_factory=list)
+    office: FakeOffice = field(default_factory=FakeOffice)
     actions: FakeActions = field(default_factory=FakeActions)
     peers: list[dict[str, str]] = field(default_factory=list)
     refused: list[BaseException] = field(default_factory=list)
@@ -137,7 +136,7 @@ class World:
             cast(Environment, environment),
             self.actions,
             gossip=gossip,
-            hints=lambda: self.hints,
+            office=cast(PlacementOffice, self.office),
             set_peers=self.peers.append,
             on_refused=self.refused.append,
         )
@@ -155,7 +154,6 @@ class World:
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-            await self.coordinator.close()
 
     async def rounds(self, count: int = 5) -> None:
         """At least so many, by the shortest pause there is."""
@@ -228,42 +226,12 @@ async def test_removals_are_told_where_the_records_are_led(monkeypatch: pytest.M
     assert world.gossip.declared == [B, C]
 
 
-async def test_repair_sees_shards_that_are_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As their leaders tell; a suspect counts as alive, a dead node gets nothing."""
-    gossip = FakeGossip(a=ALIVE, b=ALIVE, c=ALIVE, d=DEAD, e=SUSPECT)
-    world = World(monkeypatch, gossip, meta=descriptor_of(1, "abc"), leads=True)
-    world.bind("abcde")
-    world.hints = [make_hint(descriptor_of(7, "bc", conf=4), term=3, leader=B)]
+async def test_the_office_hears_of_every_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Led here or not: it must know when to close."""
+    world = World(monkeypatch, FakeGossip(a=ALIVE), meta=descriptor_of(1, "a"))
     async with world.running():
         await world.rounds()
-    assert ("add", 7, E, 4) in world.actions.changes
-    assert {node for _, _, node, _ in world.actions.changes} == {E}  # the meta group's fourth voter, too
-
-
-async def test_the_newer_of_two_descriptors_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The replica here is behind; and a hint that had no room for its replicas says nothing about them."""
-    world = World(monkeypatch, FakeGossip(a=ALIVE, b=ALIVE, c=ALIVE), meta=descriptor_of(1, "ab"), leads=True)
-    world.bind("abc")
-    newer = make_hint(descriptor_of(1, "abc", conf=2), term=3, leader=A)
-    world.hints = [newer]
-    async with world.running():
+        world.bind("ab")
         await world.rounds()
-        assert not world.actions.changes
-        world.hints = []
-        await world.rounds()
-    assert world.actions.changes[0] == ("add", 1, C, 1)
-
-
-async def test_without_records_nothing_is_repaired(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a new cluster nobody is bound yet: five voters would be too many for no members."""
-    gossip = FakeGossip(a=ALIVE, b=ALIVE, c=ALIVE, d=ALIVE, e=ALIVE)
-    world = World(monkeypatch, gossip, meta=descriptor_of(1, "abcde"), leads=True)
-    async with world.running():
-        await world.rounds()
-        assert not world.actions.changes
-        world.bind("abcde")
-        await world.rounds()
-        assert not world.actions.changes
-        world.bind("abcd")
-        await world.rounds()
-    assert world.actions.changes[0][:2] == ("remove", 1)  # three voters are enough for four nodes
+    assert len(world.office.rounds) > 2
+    assert world.office.rounds[-1] is world.records

@@ -22,6 +22,7 @@ from kvstore.placement.wishes import Wishes
 
 
 class Leaders:
+    can_split = True
     """Fulfils `driver.Actions`."""
 
     def __init__(self, *shards: str) -> None:
@@ -102,7 +103,7 @@ class Office:
             members=members,
             removed=self.removed,
             wishes=self.wishes,
-            alive=lambda node: node not in self.dead,
+            down=lambda node: 0.0 if node in self.dead else None,
         )
         for _ in range(5):
             await asyncio.sleep(0)

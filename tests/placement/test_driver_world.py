@@ -32,6 +32,7 @@ RULES = Thresholds(dead_after_seconds=5, rest_seconds=2, receiving_max=4, sendin
 
 
 class Cluster:
+    can_split = True
     """Fulfils `driver.Actions` at the shards' leaders, and does for the driver what nodes do."""
 
     def __init__(self, world: World) -> None:
@@ -111,7 +112,7 @@ class Cluster:
                     members=[one for one in members if one.node not in self.removed],
                     removed=self.removed,
                     wishes=self.wishes,
-                    alive=self.is_running,
+                    down=lambda node: None if self.is_running(node) else 0.0,
                 )
             await asyncio.sleep(ROUND_SECONDS)
 
