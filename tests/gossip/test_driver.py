@@ -322,6 +322,16 @@ def cost_of_refusal(node: Node, datagrams: list[bytes]) -> float:
     return (time.perf_counter() - began) / len(datagrams) * 1e6
 
 
+async def test_what_is_too_long_is_refused_and_not_cut() -> None:
+    async with cluster(1) as (one,):
+        datagram = Seal(cluster=CLUSTER, node=IDS["n9"], boots=1).wrap(bytes(1_000)).ljust(DATAGRAM_BYTES_MAX, b"\0")
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.sendto(datagram, ("127.0.0.1", one.port))
+            sender.sendto(datagram + b"\0", ("127.0.0.1", one.port))
+        await until(lambda: sum(one.driver.refused().values()) == 2)
+        assert one.driver.refused() == {"malformed": 1, "size": 1}
+
+
 async def test_refusals_are_told_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
     async with cluster(1, secrets=(SECRET,)) as (one,):
         foreign = Seal(cluster="d" * 32, node=IDS["n9"], boots=1, secrets=(SECRET,))
