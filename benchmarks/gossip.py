@@ -1,7 +1,7 @@
 """How fast news travels, what it costs, and how often the living are declared dead: gossip simulated.
 
     python -m benchmarks.gossip [--nodes 10,100,1000] [--loss 0,5,20] [--seeds 3] [--minutes 5] [--events 10]
-                                [--jobs 1] [--plot OUT.png] [--json OUT.json]
+                                [--jobs 1] [--plot OUT.png] [--json OUT.json] [--from EARLIER.json]
 
 The real cores run on a virtual clock (benchmarks/gossip_sim.py); packets take 0.2 to 2 ms, each is lost with the given
 chance (percent), and a TCP probe fails when one of its four packets is lost. First the cluster is left alone, which
@@ -61,7 +61,7 @@ class Cell:
     watched_seconds: float = 0.0  # quiet time and events, for what follows
     false_suspicions: int = 0  # of members that run, begun by somebody's own probe
     false_deaths: int = 0  # declared, of members that run
-    wall_seconds: float = 0.0
+    cpu_seconds: float = 0.0  # that the simulation took
 
     def add(self, other: Cell) -> None:
         for each in dataclasses.fields(self):
@@ -129,7 +129,7 @@ class Watch:
 
 def measure(nodes: int, loss_percent: float, seed: int, *, minutes: float, events: int) -> Cell:
     """One cluster from its founding to the last event."""
-    wall = time.perf_counter()
+    cpu = time.process_time()
     cell = Cell(nodes, loss_percent)
     world = World(seed=seed, network=Network(loss=loss_percent / 100))
     world.found(nodes)
@@ -140,7 +140,7 @@ def measure(nodes: int, loss_percent: float, seed: int, *, minutes: float, event
         _events(world, cell, number)
     cell.watched_seconds = world.now - began
     cell.false_suspicions, cell.false_deaths = len(judge.suspicions), len(judge.deaths)
-    cell.wall_seconds = time.perf_counter() - wall
+    cell.cpu_seconds = time.process_time() - cpu
     return cell
 
 
@@ -225,7 +225,7 @@ def expected_first_suspicion(settings: GossipSettings) -> float:
 
 
 def expected_death(settings: GossipSettings, nodes: int) -> float:
-    """Lifeguard's formula: the shortest suspicion, after all confirmations, beside the first suspicion."""
+    """Lifeguard's formula for the shortest suspicion (all confirmations are there), after the first suspicion."""
     return expected_first_suspicion(settings) + settings.suspicion_seconds_min(nodes)
 
 
@@ -247,7 +247,7 @@ def tell(cells: Sequence[Cell], slow: Sequence[SlowCell]) -> str:
         "Seconds until every member knows it, median / p99 (of so many events):",
         "",
         "| nodes | loss | events | join | leave | crash: first suspicion | crash: declared dead, known to all "
-        "| SWIM's model: first suspicion, mean | Lifeguard's formula: dead, at least |",
+        "| the papers' formulas: first suspicion, mean | declared dead, mean |",
         "|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     lines += [
@@ -261,20 +261,22 @@ def tell(cells: Sequence[Cell], slow: Sequence[SlowCell]) -> str:
         "At rest, for each node; and what was wrongly said of members that live, in the whole cluster:",
         "",
         "| nodes | loss | packets/s sent | bytes/s sent, on the wire | push-pull bytes/s | false suspicions/h "
-        "| false deaths/h | hours watched | wall seconds |",
-        "|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| false deaths/h | hours watched |",
+        "|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     lines += [
         f"| {each.nodes:,} | {each.loss_percent:g} % | {each.per_node_second(each.packets):.2f} "
         f"| {each.per_node_second(each.wire_bytes):.0f} | {each.per_node_second(each.push_pull_bytes):.0f} "
         f"| {each.per_hour(each.false_suspicions):.1f} | {each.per_hour(each.false_deaths):.1f} "
-        f"| {each.watched_seconds / 3600:.2f} | {each.wall_seconds:.0f} |"
+        f"| {each.watched_seconds / 3600:.2f} |"
         for each in cells
     ]
     lines += [
         "",
         "SWIM (Das, Gupta, Motivala 2002, abstract): the expected time to first detection and the expected message "
         "load per member do not vary with group size.",
+        "",
+        f"Simulated in {sum(each.cpu_seconds for each in cells):.0f} seconds of one core.",
     ]
     return "\n".join(lines + (_tell_slow(slow) if slow else []))
 
@@ -315,37 +317,38 @@ def plot(cells: Sequence[Cell], path: Path) -> None:
     figure, panels = pyplot.subplots(2, 3, figsize=(15, 8.5), layout="constrained")
     sizes = sorted({each.nodes for each in cells})
     colours = dict(zip(sorted({each.loss_percent for each in cells}), ("#1b6ca8", "#e08214", "#b2182b"), strict=False))
-    rest = ("packets/s sent, per node", "bytes/s sent on the wire, per node", "false deaths/h in the cluster")
+    rest = ("packets/s sent, per node", "bytes/s sent on the wire, per node", "living members suspected, an hour")
     titles = ("join known to all, s", "leave known to all, s", "crash declared and known to all, s", *rest)
 
     def values(each: Cell, panel: int) -> tuple[float, float]:
         if panel < 3:
             measured = (each.joins, each.leaves, each.crashes)[panel]
             return statistics.median(measured), _quantile(measured, 0.99)
-        single = (
-            each.per_node_second(each.packets),
-            each.per_node_second(each.wire_bytes),
-            each.per_hour(each.false_deaths),
-        )[panel - 3]
-        return single, single
+        if panel == 5:
+            return each.per_hour(each.false_suspicions), each.per_hour(each.false_deaths)
+        rate = each.per_node_second(each.packets if panel == 3 else each.wire_bytes)
+        return rate, rate
 
     for panel, (axes, title) in enumerate(zip(panels.flat, titles, strict=True)):
         for loss, colour in colours.items():
             row = sorted((each for each in cells if each.loss_percent == loss), key=lambda each: each.nodes)
             pairs = [values(each, panel) for each in row]
             xs = [each.nodes for each in row]
-            axes.plot(xs, [low for low, _ in pairs], "o-", color=colour, label=f"{loss:g} % loss")
+            what = f"{loss:g} % loss"
+            axes.plot(xs, [low for low, _ in pairs], "o-", color=colour, label=f"{what}, median" if panel < 3 else what)
             if panel < 3:
-                axes.plot(xs, [high for _, high in pairs], "^:", color=colour, label="its p99")
+                axes.plot(xs, [high for _, high in pairs], "^:", color=colour, label=f"{what}, p99")
+            elif panel == 5:
+                axes.plot(xs, [high for _, high in pairs], "x--", color=colour, label=f"{what}, declared dead")
         if panel == 2:
             dashed = [expected_death(GossipSettings(), size) for size in sizes]
-            axes.plot(sizes, dashed, "k--", label="Lifeguard's formula, at least")
+            axes.plot(sizes, dashed, "k--", label="the papers' formulas, mean")
         axes.set(title=title, xlabel="nodes", xscale="log", xticks=sizes, xticklabels=[f"{size:,}" for size in sizes])
         axes.minorticks_off()
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, max(axes.get_ylim()[1], 1))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=80)
 
 
 def _numbers(text: str) -> list[float]:
@@ -362,8 +365,22 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--plot", type=Path, help="a PNG file")
     parser.add_argument("--json", type=Path, help="all measured values")
+    parser.add_argument("--from", dest="earlier", type=Path, help="show what --json has kept of an earlier run")
     options = parser.parse_args()
+    if options.earlier:
+        found = json.loads(options.earlier.read_text())
+        cells, slow = [Cell(**each) for each in found["cells"]], [SlowCell(**each) for each in found["slow"]]
+    else:
+        cells, slow = run(options)
+    print(tell(cells, slow))
+    if options.json:
+        kept = {"cells": [dataclasses.asdict(each) for each in cells], "slow": [vars(each) for each in slow]}
+        options.json.write_text(json.dumps(kept, indent=1))
+    if options.plot:
+        plot(cells, options.plot)
 
+
+def run(options: argparse.Namespace) -> tuple[list[Cell], list[SlowCell]]:
     cells = [Cell(int(nodes), loss) for nodes in options.nodes for loss in options.loss]
     with ProcessPoolExecutor(options.jobs) as pool:
         pending: list[tuple[Cell, Any]] = [
@@ -380,13 +397,7 @@ def main() -> None:
         ]
         for cell, future in pending:
             cell.add(future.result())
-        slow = [future.result() for future in slow_pending]
-    print(tell(cells, slow))
-    if options.json:
-        found = {"cells": [dataclasses.asdict(each) for each in cells], "slow": [vars(each) for each in slow]}
-        options.json.write_text(json.dumps(found, indent=1))
-    if options.plot:
-        plot(cells, options.plot)
+        return cells, [future.result() for future in slow_pending]
 
 
 if __name__ == "__main__":
