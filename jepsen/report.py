@@ -109,7 +109,7 @@ def _part(model: Model, part: Part, example: Counterexample | None) -> dict[str,
         "start": _state_text(model, model.initial()),
         "orders": [],
     }
-    if result is not None and result.answer is Answer.LEGAL:
+    if result is not None and result.order:
         found["orders"] = [_order(model, result.order)]
     if example is not None:
         found |= _example(model, example)

@@ -93,7 +93,7 @@ function showPanel(view, choose) {
       make("p", {}, `${least}, whatever became of all other operations${part.smallest ? "; without any one of them an order exists" : ""}.`),
       list(part.core.map((op) => () => row(view, op, choose)))));
   }
-  if (part.stuck) {
+  if (part.stuck && (part.stuck.length || part.orders.length)) {
     const [first] = part.orders;
     sections.push(make("section", {}, make("h2", {}, "Where it ends"),
       make("p", {}, first ? `The longest order found has ${number(first.ops.length)} operations. It leads to` : "No operation can be first. The start is"),

@@ -74,6 +74,54 @@ def test_the_file_may_name_its_model(tmp_path: Path) -> None:
     assert "no model is called 'heap'" in result.stderr
 
 
+def _lines(path: Path, *fields: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps({"process": 0, **one}) + "\n" for one in fields))
+    return path
+
+
+def test_transactions_on_lists_are_told_by_their_cycles(tmp_path: Path) -> None:
+    txn = {"f": "txn"}
+    path = _lines(
+        tmp_path / "lists.jsonl",
+        {**txn, "type": "invoke", "value": [["append", "x", 1]]},
+        {**txn, "type": "ok", "value": [["append", "x", 1]]},
+        {**txn, "type": "invoke", "value": [["r", "x", None]]},
+        {**txn, "type": "ok", "value": [["r", "x", []]]},
+    )
+    result, last = _run(path, "--html", tmp_path / "page.html")
+    assert (result.exit_code, last["valid"], last["ops"]) == (1, False, 2)
+    assert "G-single-realtime:" in result.stdout
+    assert "-realtime->" in result.stdout
+    page = (tmp_path / "page.html").read_text()
+    assert "G-single-realtime" in page
+    good = _lines(path, {**txn, "type": "invoke", "value": [["append", "x", 1]]}, {**txn, "type": "info"})
+    result, last = _run(good, "--html", tmp_path / "page.html", "--model", "list-append")
+    assert (result.exit_code, last["valid"]) == (0, True)
+
+
+def test_a_set_is_told_by_what_became_of_its_elements(tmp_path: Path) -> None:
+    path = _lines(
+        tmp_path / "set.jsonl",
+        {"f": "add", "type": "invoke", "value": 1},
+        {"f": "add", "type": "ok", "value": 1},
+        {"f": "read", "type": "invoke"},
+        {"f": "read", "type": "ok", "value": []},
+    )
+    result, last = _run(path)
+    assert (result.exit_code, last["valid"]) == (1, False)
+    assert "lost: 1\n" in result.stdout
+    twice = _lines(
+        path,
+        {"f": "add", "type": "invoke", "value": 1},
+        {"f": "add", "type": "ok", "value": 1},
+        {"f": "read", "type": "invoke"},
+        {"f": "read", "type": "ok", "value": [1, 1]},
+    )
+    result, last = _run(twice)
+    assert (result.exit_code, last["valid"]) == (1, False)
+    assert "duplicated: 1\n" in result.stdout
+
+
 def test_as_a_process_of_its_own() -> None:
     command = [sys.executable, "-m", "jepsen", "check", str(DATA / "porcupine/etcd/etcd_097.log")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
