@@ -22,7 +22,7 @@ def test_one_cell_of_the_table() -> None:
     assert again.crashes == cell.crashes, "the seed decides"
     text = gossip.tell([cell], [])
     assert "| 5 | 20 % | 2 |" in text
-    assert "Lifeguard" in text
+    assert "the papers' formulas" in text
 
 
 def test_local_health_spares_the_healthy() -> None:
