@@ -55,6 +55,7 @@ class RouteKeeper:
         self._listen_timer: asyncio.TimerHandle | None = None
         self._source: Link | None = None  # whose version it is
         self._version = 0
+        self._shunned: Link | None = None  # the last one that did not let us wait
 
     def refresh(self) -> None:
         """Ask, unless that is under way."""
@@ -129,12 +130,10 @@ class RouteKeeper:
 
     async def _listen_once(self) -> float:
         """Seconds to wait before the next time."""
-        link = self._source
-        if link is None or not link.is_open:
-            link = next((link for link in self._nodes.to_ask() if link.is_open), None)
-            if link is None:
-                self.refresh()
-                return LISTEN_FAILED_SECONDS
+        link = self._to_listen_to()
+        if link is None:
+            self.refresh()
+            return LISTEN_FAILED_SECONDS
         version = self._version if link is self._source else 0
         self._source = None  # until it has answered
         began = self._loop.time()
@@ -146,10 +145,18 @@ class RouteKeeper:
             link.drop(f"no answer within {LISTEN_SECONDS + ASK_SECONDS:.0f} s")
             return 0.0
         except KVError as error:
+            self._shunned = link
             return max(LISTEN_FAILED_SECONDS, error.retry_after_ms / 1_000) if link.is_open else 0.0
         if not self._take(link, answer):
+            self._shunned = link
             return LISTEN_FAILED_SECONDS
         if answer.version == version and self._loop.time() < began + LISTEN_SECONDS / 2:
-            self._source = None  # it stops, or is of a version that does not wait: try another one
+            self._shunned = link  # it stops, or is of a version that does not wait
             return LISTEN_FAILED_SECONDS
         return 0.0
+
+    def _to_listen_to(self) -> Link | None:
+        """The same one as before, if that can be; only who is connected."""
+        links = [link for link in self._nodes.to_ask() if link.is_open]
+        good = [link for link in links if link is not self._shunned] or links
+        return self._source if self._source in good else next(iter(good), None)

@@ -8,7 +8,12 @@ from __future__ import annotations
 import asyncio
 
 from kvstore.client.client import Client
-from kvstore.client.route_keeper import LISTEN_AFTER_SECONDS, LISTEN_FAILED_SECONDS, LISTEN_SECONDS
+from kvstore.client.route_keeper import (
+    LISTEN_AFTER_SECONDS,
+    LISTEN_FAILED_SECONDS,
+    LISTEN_PAUSE_SECONDS,
+    LISTEN_SECONDS,
+)
 from tests.client.fake_client import client_of
 from tests.client.fake_cluster import Cluster
 from tests.client.virtual_loop import simulated
@@ -123,8 +128,13 @@ async def test_the_next_node_is_listened_to_when_one_is_lost_or_stops() -> None:
         ]
         cluster.nodes[second].lets_wait = False
         before = len(cluster.nodes[second].asked)
+        await use(kv, 30.0, every=0.05)
+        assert len(cluster.nodes[second].asked) - before <= 30 / LISTEN_FAILED_SECONDS, "no other one is connected"
+        cluster.lead(2, next(name for name in cluster.nodes if name not in (first, second)))
+        await use(kv, 3.0)
+        before = len(cluster.nodes[second].asked)
         await use(kv, 30.0)
-        assert len(cluster.nodes[second].asked) - before <= 30 / LISTEN_FAILED_SECONDS
+        assert len(cluster.nodes[second].asked) == before, "the third one lets the client wait"
 
 
 @simulated
@@ -150,10 +160,38 @@ async def test_many_changes_do_not_make_many_requests() -> None:
     async with client_of(cluster) as kv:
         await use(kv, 3.0)
         before = asked(cluster)
+        using = asyncio.ensure_future(use(kv, 10.0, every=0.01))
         for _ in range(500):
             cluster.lead(2, "n1")
             await asyncio.sleep(0.02)
-        assert asked(cluster) - before <= 10 / 0.1 + 1
+        await using
+        assert 20 < asked(cluster) - before <= 10 / LISTEN_PAUSE_SECONDS + 1
+
+
+@simulated
+async def test_a_request_that_waits_is_not_pinged_for() -> None:
+    """Nothing is expected of the node meanwhile, so its silence says nothing."""
+    cluster = Cluster(1)
+    async with client_of(cluster) as kv:
+        await use(kv, 3.0)
+        before = len(cluster.messages)
+        await asyncio.sleep(LISTEN_SECONDS)
+        assert len(cluster.messages) - before <= 1
+
+
+@simulated
+async def test_a_member_without_replicas_that_failed_once_is_not_forgotten() -> None:
+    cluster = Cluster()
+    cluster.add_node("n4", "10.0.0.4:7001", bare=True)
+    async with client_of(cluster) as kv:
+        await use(kv, 3.0)
+        dispatcher = kv._dispatcher
+        assert dispatcher is not None
+        (link,) = [link for link in dispatcher.nodes if link.address == "10.0.0.4:7001"]
+        link.failures = 1
+        cluster.lead(2, "n2")
+        await use(kv, 3.0)
+        assert link in list(dispatcher.nodes)
 
 
 @simulated

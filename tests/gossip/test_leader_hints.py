@@ -270,6 +270,16 @@ def test_the_digest_is_the_same_in_every_process() -> None:
     assert len(hints.buckets()) == PARTS_BYTES <= BUCKETS_BYTES_MAX
 
 
+def test_parts_that_look_equal_once_do_not_look_so_always() -> None:
+    """16 bits of a digest are told at a time, and in the end all of them."""
+    hints, empty = filled(1, even_shards(1)), HintDigests()
+    shifts = {hints.buckets()[0] for _ in range(49)}
+    assert shifts == set(range(49))
+    assert all(hints.differing(empty.parts(), bytes_max=ROOM, packets_max=8) for _ in range(49))
+    seen = {bytes(hints.buckets()[1:]) for _ in range(49)}
+    assert len(seen) == 49
+
+
 def test_malformed_digests_are_answered_with_nothing() -> None:
     hints = filled(1, even_shards(10))
     for theirs in (b"", bytes(PARTS_BYTES - 1), bytes(4_096)):

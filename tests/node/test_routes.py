@@ -38,7 +38,11 @@ async def test_every_node_knows_the_leader_and_all_members(cluster: LocalCluster
             )
 
         await cluster.until(agreed)
-        assert len({(await get_routes(http, cluster.address(name)))["version"] for name in names}) == 4
+        versions = {name: (await get_routes(http, cluster.address(name)))["version"] for name in names}
+        assert len(set(versions.values())) == 4
+        waiting = get_routes(http, cluster.address("n1"), f"?version={versions['n1']}&wait_ms=20000")
+        told, _ = await asyncio.gather(waiting, cluster.stop("n4"))
+        assert [node["name"] for node in told["nodes"]] == ["n1", "n2", "n3"]
 
 
 async def test_a_new_leader_ends_the_waiting_on_every_node(cluster: LocalCluster) -> None:

@@ -96,7 +96,8 @@ class SimNode:
         for other in self.world.nodes.values():
             self.environment.addresses[other.node] = NodeAddress(other.name, other.address)
         self.host = HostDriver(self.environment, on_fatal=self.fatal.append)
-        self.router = ShardRouter(self.host, self.environment, ShardMap(self.host.core), Forwarder())
+        self.shard_map = ShardMap(self.host.core)
+        self.router = ShardRouter(self.host, self.environment, self.shard_map, Forwarder())
 
     async def boot(self) -> None:
         if not self.boots or self.running is False:

@@ -187,6 +187,15 @@ def test_a_replica_behind_a_split_does_not_hide_the_halves() -> None:
     assert place.leaders == {2: "n1", 3: "n2"}
 
 
+def test_a_shard_that_was_merged_into_another_is_not_known_any_more() -> None:
+    place = Place()
+    place.hear(shard(b"", b"m"), shard(b"m", id=3))
+    version = place.map.version
+    place.hear(shard(version=2))
+    assert place.map.get(3) is None
+    assert [route.id for route in place.map.routing(version).routes] == [2]
+
+
 def test_a_hint_without_replicas_does_not_hide_those_that_are_known_here() -> None:
     place = Place()
     place.replica(shard(), leader=1)
