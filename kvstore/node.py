@@ -210,6 +210,7 @@ class Node:
         await server.serve(router, self.admin, routes, cluster=identity.cluster, fatal=self._on_fatal)
         gossip.start()
         self._exits.push_async_callback(gossip.close)
+        host.on_leads_anew = partial(_call_each, (host.on_leads_anew, office.wake))
         host.campaign_if_alone()
         self._add_gauges(host, transport, stores)
         self._exits.push_async_callback(office.close)
@@ -483,3 +484,8 @@ class Node:
 
     async def wait_stopped(self) -> None:
         await self._stopped.wait()
+
+
+def _call_each(functions: Sequence[Callable[[], None]]) -> None:
+    for function in functions:
+        function()

@@ -10,6 +10,7 @@ Called by: coordinator (round), node (report), router/placement_admin (driver, o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 
@@ -26,7 +27,7 @@ from kvstore.replica.host_driver import HostDriver
 logger = logging.getLogger(__name__)
 
 REPORT_SECONDS = 1.0
-LOOK_SECONDS = 0.25  # how soon a change of leaders or members is reported
+PAUSE_SECONDS = 0.1  # between two reports, where leaders or members change in quick succession
 IDS_A_TERM = 1_000_000  # operators' ids rise from driver to driver
 
 
@@ -51,6 +52,7 @@ class PlacementOffice:
         self._gossip = gossip
         self._send = send
         self._reporter = Reporter(environment.node, host.core.replicas, space)
+        self._news = asyncio.Event()
         self._wishes = WishReader()
         self._driver: PlacementDriver | None = None
         self._term = 0  # of the meta group, that the driver serves
@@ -112,22 +114,27 @@ class PlacementOffice:
 
     # -- every node's side -----------------------------------------------------------------------------------------
 
+    def wake(self) -> None:
+        """What is led here has changed: worth a report ahead of time."""
+        self._news.set()
+
     async def report(self) -> None:
         """For ever."""
-        loop = asyncio.get_running_loop()
-        due = loop.time()
+        rng = self._environment.rng
         while True:
-            await asyncio.sleep(LOOK_SECONDS * self._environment.rng.uniform(0.8, 1.2))
-            if loop.time() < due and not self._reporter.has_news():
-                continue
-            due = loop.time() + REPORT_SECONDS
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(REPORT_SECONDS * rng.uniform(0.8, 1.2)):
+                    await self._news.wait()
+            self._news.clear()
             try:
                 await self._tell(self._reporter.collect(self._now()))
             except KVError as error:
                 logger.debug("report: %s", error.message)
                 self._reporter.forget()
+            await asyncio.sleep(PAUSE_SECONDS)
 
     async def _tell(self, report: NodeReport) -> None:
         full_wanted = self.on_report(report) if self._host.leads(META_SHARD) else await self._send(pack(report))
         if full_wanted:
             self._reporter.forget()
+            self.wake()

@@ -20,6 +20,7 @@ import msgspec
 from kvstore.base.errors import Invalid
 from kvstore.base.shards import ShardDescriptor
 from kvstore.replica.replica import Replica
+from kvstore.state.shard import ShardState
 
 SMOOTHING_SECONDS = 16.0
 BYTES_STEP = 1 << 20  # a size that has changed by less than this, and less than a 16th, is not told
@@ -84,17 +85,28 @@ def look_at(replica: Replica, *, reads: int = 0, writes: int = 0) -> ShardReport
 
 @dataclass(slots=True)
 class _Meter:
-    """The load of one shard, from two counters that only rise."""
+    """What was last told of one shard, and its load, from two counters that only rise."""
 
     seconds: float
     read: int
     revision: int
+    told: ShardReport | None = None
     reads: float = 0.0
     writes: float = 0.0
 
-    def look(self, replica: Replica, now: float) -> None:
-        state = replica.state
-        assert state is not None
+    def is_idle(self, replica: Replica, state: ShardState, descriptor: ShardDescriptor) -> bool:
+        """Whether all is as it was told, and no load fades. Of thousands of shards most are, each second."""
+        told = self.told
+        return (
+            told is not None
+            and told.descriptor is descriptor
+            and told.term == replica.raw.term
+            and state.revision == self.revision
+            and replica.operations_read == self.read
+            and not (told.reads or told.writes or told.joint)
+        )
+
+    def look(self, replica: Replica, state: ShardState, now: float) -> None:
         passed = now - self.seconds
         if passed <= 0:
             return
@@ -112,55 +124,35 @@ class Reporter:
         self._node = node
         self._replicas = replicas
         self._space = space
-        self._meters: dict[int, _Meter] = {}
-        self._told: dict[int, ShardReport] = {}
+        self._meters: dict[int, _Meter] = {}  # of the shards that are led here
         self._full = True
 
     def forget(self) -> None:
         """The last report may not have arrived, or its receiver knows nothing of the ones before."""
         self._full = True
 
-    def has_news(self) -> bool:
-        """Whether a leadership or a membership has changed since the last report: worth one ahead of time."""
-        if len(self._told) != sum(replica.leads is not None for replica in self._replicas.values()):
-            return True
-        for group, told in self._told.items():
-            replica = self._replicas.get(group)
-            if replica is None or replica.leads is not told.descriptor or replica.raw.term != told.term:
-                return True
-            if told.joint != bool(replica.raw.conf_state.voters_outgoing):
-                return True
-        return False
-
     def collect(self, now: float) -> NodeReport:
         """What is new at `now` (seconds of a clock that only rises); everything after `forget`."""
         full, self._full = self._full, False
-        told, self._told = self._told, {}
+        before, self._meters = self._meters, {}
         news = []
         for group, replica in self._replicas.items():
-            report = self._measure(group, replica, now)
-            if report is None:
-                self._meters.pop(group, None)
+            descriptor, state = replica.leads, replica.state
+            if descriptor is None or state is None:
                 continue
-            before = told.get(group)
-            if full or before is None or _differs(before, report):
+            meter = before.pop(group, None) or _Meter(now, replica.operations_read, state.revision)
+            self._meters[group] = meter
+            if meter.is_idle(replica, state, descriptor) and not full:
+                meter.seconds = now
+                continue
+            meter.look(replica, state, now)
+            report = look_at(replica, reads=round(meter.reads), writes=round(meter.writes))
+            if report is not None and (full or meter.told is None or _differs(meter.told, report)):
+                meter.told = report
                 news.append(report)
-                self._told[group] = report
-            else:
-                self._told[group] = before
-        given_up = tuple((group, before.term) for group, before in told.items() if group not in self._told)
+        given_up = tuple((group, meter.told.term) for group, meter in before.items() if meter.told is not None)
         free, total = self._space()
         return NodeReport(self._node, full, total, total - free, tuple(news), given_up)
-
-    def _measure(self, group: int, replica: Replica, now: float) -> ShardReport | None:
-        state = replica.state
-        if state is None or replica.leads is None:
-            return None
-        meter = self._meters.get(group)
-        if meter is None:
-            meter = self._meters[group] = _Meter(now, replica.operations_read, state.revision)
-        meter.look(replica, now)
-        return look_at(replica, reads=round(meter.reads), writes=round(meter.writes))
 
 
 def _differs(before: ShardReport, after: ShardReport) -> bool:
@@ -169,4 +161,5 @@ def _differs(before: ShardReport, after: ShardReport) -> bool:
     if abs(after.data_bytes - before.data_bytes) >= max(BYTES_STEP, before.data_bytes // 16):
         return True
     load = before.reads + before.writes
-    return abs(after.reads + after.writes - load) >= max(LOAD_STEP, load // 16)
+    now = after.reads + after.writes
+    return abs(now - load) >= max(LOAD_STEP, load // 16) or (now == 0) != (load == 0)
