@@ -254,6 +254,9 @@ def test_members_are_bounded_and_the_longest_gone_makes_room() -> None:
     assert core.state(10) is ALIVE
     assert Forgotten(node_id(3)) in core.events
     assert core.swim.counters.refused == {"too many members": 3}
+    told = {news.node for each in bodies(core.advance(0.0), Gossip) for news in each.news}
+    assert raw_id(10) in told
+    assert raw_id(3) not in told, "what is not known here is not told"
 
 
 def test_events_and_packets_are_bounded() -> None:
