@@ -141,29 +141,30 @@ class Births:
 
     # -- a split that is still to come -----------------------------------------------------------------------------
 
-    def keep(self, node: str, envelope: GroupMessage) -> bool:
-        """Keep a message for a replica that is not here, in case that a split is about to make it. False: nothing has
-        come of that for so long that a leader's message may have an empty replica admitted, which will get a snapshot,
-        or become the child when the split is applied after all."""
-        group = envelope.group
-        if envelope.message.to_id > FOUNDERS_IDS_MAX:
-            return False  # added by a change of the membership: a snapshot is all that can make it
+    def on_stranger(self, node: str, envelope: GroupMessage) -> None:
+        """A message for a replica that is not here. One that a change of the membership added is made by its leader's
+        first message, empty, to be filled by a snapshot (not by a request for a vote, which may come from one that does
+        not know of its own removal). One of a group's first members may be about to be born here, so its messages are
+        kept. If nothing comes of that for a while it is made empty as well, and becomes the child when the split is
+        applied after all; this by whatever message, since its vote may be the one without which there is no leader. It
+        has no past that it could contradict: who had one has an identity or a tombstone."""
+        group, message = envelope.group, envelope.message
+        if message.to_id > FOUNDERS_IDS_MAX:
+            if message.type in LEADER_MESSAGES:
+                self.lifecycle.admit(group, message.to_id)
+            return
         now = self.environment.clock.boot_ms()
         waiting = self._waiting.get(group)
         if waiting is None:
             if len(self._waiting) >= GROUPS_MAX:
                 del self._waiting[next(iter(self._waiting))]
             waiting = self._waiting[group] = _Waiting(now)
-        message = envelope.message
         if sum(len(entry.data) for entry in message.entries) <= MESSAGE_BYTES_MAX:
             waiting.messages.append((node, envelope))
             del waiting.messages[:-MESSAGES_MAX]
-        if group in self.unborn or message.type not in LEADER_MESSAGES:
-            return True
-        if now - waiting.since_ms < 2 * self.environment.config.election_ms:
-            return True
-        del self._waiting[group]
-        return False
+        if group not in self.unborn and now - waiting.since_ms >= 2 * self.environment.config.election_ms:
+            del self._waiting[group]
+            self.lifecycle.admit(group, message.to_id)
 
     # -- children without a flushed state --------------------------------------------------------------------------
 

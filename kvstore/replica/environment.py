@@ -35,16 +35,16 @@ class NodeAddresses(UserDict[str, NodeAddress]):
 
     def __init__(self) -> None:
         super().__init__()
-        self.on_change: Callable[[], None] = lambda: None
+        self.on_change: Callable[[str], None] = lambda node: None
 
     def __setitem__(self, node: str, place: NodeAddress) -> None:
         if self.data.get(node) != place:
             self.data[node] = place
-            self.on_change()
+            self.on_change(node)
 
     def __delitem__(self, node: str) -> None:
         del self.data[node]
-        self.on_change()
+        self.on_change(node)
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,7 @@ from kvstore.storage.protocol import LogWrite
 from kvstore.transport.protocol import GroupMessage
 from raft import AppendAck, Message, MessageType, Ready, Role, StepRefused
 
+VOTE_REQUESTS = (MessageType.VOTE, MessageType.PRE_VOTE)
 LEADER_MESSAGES = (MessageType.APPEND, MessageType.HEARTBEAT, MessageType.SNAPSHOT)
 CAMPAIGNS_PER_TICK = 32
 """By time-out, more wait for the next tick: each is a write to the disk on every node, and some 0.3 ms here."""
@@ -190,6 +191,9 @@ class HostCore:
             elif replica.installing:
                 if message.type in LEADER_MESSAGES:
                     self.leaders[replica.group] = max(message.term, self.leaders.get(replica.group, 0))
+            elif message.type in VOTE_REQUESTS and replica.knows_removed(message.from_id):
+                # It was away when it was removed, and would stand in the way of whoever is to have its range.
+                self.removed_notices.append((node, envelope.group, message.from_id))
             else:
                 replica.node_of.setdefault(message.from_id, node)
                 self._step(replica, message)

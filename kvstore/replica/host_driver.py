@@ -20,7 +20,7 @@ from kvstore.base.errors import Unavailable
 from kvstore.replica.environment import Environment
 from kvstore.replica.flush import Flusher
 from kvstore.replica.haste import CAMPAIGNS_PER_STEP, STEP_MS, Campaign, Haste, Reason
-from kvstore.replica.host_core import LEADER_MESSAGES, HostCore, Outbox, Persisted, removal_linger_ms
+from kvstore.replica.host_core import HostCore, Outbox, Persisted, removal_linger_ms
 from kvstore.replica.lifecycle import Lifecycle
 from kvstore.replica.replica import Replica
 from kvstore.replica.requests import Request
@@ -218,11 +218,7 @@ class HostDriver:
     def _admit_strangers(self) -> None:
         strangers, self.core.strangers = self.core.strangers, []
         for node, envelope in strangers:
-            if self.lifecycle.births.keep(node, envelope):
-                continue
-            # Only a leader makes a replica: a vote request may come from one that does not know of its own removal.
-            if envelope.message.type in LEADER_MESSAGES:
-                self.lifecycle.admit(envelope.group, envelope.message.to_id)
+            self.lifecycle.births.on_stranger(node, envelope)
 
     def _destroy_removed(self, now_ms: int) -> None:
         """Not at once, see `removal_linger_ms`."""
@@ -274,8 +270,15 @@ class HostDriver:
         self.schedule_pump()
 
     def on_removed(self, node: str, group: int, replica_id: int) -> None:
-        """A peer has buried the replica that we wrote to; Raft's own answer (no reply) is enough for safety."""
-        logger.info("group %d: replica %d is gone from node %s", group, replica_id, node)
+        """A replica id is no member any more, for good: a peer has buried the one that we wrote to (Raft's own answer,
+        none, is enough for safety), or has applied the removal of ours, which was not listening then."""
+        replica = self.core.replicas.get(group)
+        if self._closed or replica is None or replica.replica_id != replica_id:
+            logger.info("group %d: replica %d is gone from node %s", group, replica_id, node)
+        elif not replica.removed:
+            logger.info("group %d: %s says that replica %d was removed", group, self._name(node), replica_id)
+            replica.on_removed()
+            self.mark(replica)
 
     def on_peer_up(self, node: str, boot: str) -> None:
         logger.info("connected with %s", self._name(node))

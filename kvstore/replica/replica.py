@@ -482,10 +482,19 @@ class Replica:
         assert state is not None
         for place in state.descriptor.replicas:
             self.node_of[place.replica_id] = place.node
-        removed = was_removed(self.replica_id, state.descriptor, state.applied_index)
-        if removed and not self.removed:
+        if was_removed(self.replica_id, state.descriptor, state.applied_index):
+            self.on_removed()
+
+    def on_removed(self) -> None:
+        """It is no member any more, and never will be again: the host destroys it after a while."""
+        if not self.removed:
+            self.removed = True
             self.removed_at_ms = self.environment.clock.boot_ms()
-        self.removed = removed
+
+    def knows_removed(self, replica_id: int) -> bool:
+        """Whether a replica of this group was removed, as far as was applied here."""
+        state = self.state
+        return state is not None and was_removed(replica_id, state.descriptor, state.applied_index)
 
     def _on_role_change(self) -> None:
         raw = self.raw

@@ -312,7 +312,8 @@ class ShardState:
         return self._sessions.prepare(count)
 
     def image(self) -> ShardImage:
-        meta = ShardMeta(self.descriptor, self.revision, self.stamp, self.floor, self._limits, self.data_bytes)
+        executor = self._executor
+        meta = ShardMeta(self.descriptor, executor.revision, self.stamp, self.floor, self._limits, executor.data_bytes)
         return ShardImage(self.applied_index, self.applied_term, conf_to_tuple(self.conf_state), encode_meta(meta))
 
     def change(self) -> ShardChange:

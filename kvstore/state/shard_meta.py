@@ -52,7 +52,7 @@ class ShardMeta(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fie
     stamp: int  # ms; of the last entry that had one
     floor: int  # ms; a mutation issued at or before it may have been forgotten
     limits: StateLimits
-    data_bytes: int = 0  # full keys and values of all records
+    data_bytes: int = 0  # full keys and values of all records; after a split an estimate, that may be below zero
 
 
 _encode = msgspec.msgpack.Encoder().encode

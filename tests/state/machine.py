@@ -67,7 +67,7 @@ class Machine:
 
     def entry_of(self, data: bytes) -> list[list[Result]]:
         payload = decode_payload(data)
-        decoded = [DecodedWrite.decode(command) for command in payload.commands]
+        decoded = [DecodedWrite.decode(command) for command in payload.writes]
         return self.state.apply_entry(self.state.applied_index + 1, 1, payload.stamp, decoded)
 
     def do(

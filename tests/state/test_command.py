@@ -21,14 +21,14 @@ SOUND = encode_payload(
 
 
 def decode_all(data: bytes) -> list[DecodedWrite]:
-    return [DecodedWrite.decode(command) for command in decode_payload(data).commands]
+    return [DecodedWrite.decode(command) for command in decode_payload(data).writes]
 
 
 def test_round_trip_keeps_the_client_s_bytes() -> None:
     sent = encode([Put(1, b"a", b"1")])
     payload = decode_payload(encode_payload(STAMP, (Write(3, SESSION, 1, 2, msgspec.Raw(sent)),)))
     assert payload.stamp == STAMP
-    (command,) = payload.commands
+    (command,) = payload.writes
     assert (command.version, command.session, command.low, command.issued_at) == (3, SESSION, 1, 2)
     assert bytes(command.operations) == sent
     assert DecodedWrite.decode(command).operations == [Put(1, b"a", b"1")]

@@ -24,7 +24,7 @@ from kvstore.base.operations import (
     encode,
 )
 from kvstore.base.shards import Replica, ReplicaRole, ShardDescriptor
-from kvstore.state.command import DecodedWrite, Write, decode_payload, encode_payload
+from kvstore.state.command import DecodedWrite, Split, Write, decode_payload, encode_payload
 from kvstore.state.session import Session, decode_session, encode_session
 from kvstore.state.shard import ShardState
 from kvstore.state.shard_meta import ShardMeta, StateLimits, decode_meta, encode_meta
@@ -93,10 +93,17 @@ def test_payload() -> None:
     assert encode_payload(STAMP, writes) == PAYLOAD_1
     payload = decode_payload(PAYLOAD_1)
     assert payload.stamp == STAMP
-    first, second = payload.commands
+    first, second = payload.writes
     assert (first.version, first.session, first.low, first.issued_at) == (3, SESSION, 7, STAMP - 1_000)
     assert DecodedWrite.decode(first).operations == OPERATIONS
     assert (second.session, DecodedWrite.decode(second).operations) == (b"", OPERATIONS[:1])
+
+
+def test_split() -> None:
+    data = b"\x01\x92\xcf\x00\x00\x01\x8b\xcf\xe5h{\x91\x96\x02\x03\x09\xc4\x05\x00\x00\x00\x01m(\xcd\x13\x88"
+    split = Split(version=3, conf=9, key=b"\0\0\0\1m", child=40, left_bytes=5_000)
+    assert encode_payload(1_700_000_000_123, [split]) == data
+    assert decode_payload(data).split == split
 
 
 def test_meta() -> None:

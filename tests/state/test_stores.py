@@ -53,7 +53,7 @@ async def test_the_stores_of_a_node_hold_what_the_fake_holds(backend: Backend, s
     state = load(store)
     while state.applied_index - FIRST + 1 < len(log):
         payload = decode_payload(log[state.applied_index - FIRST + 1])
-        writes = [DecodedWrite.decode(command) for command in payload.commands]
+        writes = [DecodedWrite.decode(command) for command in payload.writes]
         state.apply_entry(state.applied_index + 1, 1, payload.stamp, writes)
         if rng.random() < 0.15:
             await flush(store, state)
