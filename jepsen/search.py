@@ -41,8 +41,10 @@ COMPARE_MAX = 100
 """Sets of used optional operations that are compared with a new one. Missing one costs time, never the verdict."""
 REMEMBER_BACK = 64
 """How many operations in a row must know a longer path before the rest of a path is taken to know one, too."""
-CONFIGURATION_BYTES = 260
-"""What one entered configuration costs: its key, integers, a list; measured with tracemalloc, rounded up."""
+CONFIGURATION_BYTES = 320
+STATE_BYTES = 500
+"""What an entered configuration costs (key, integers, list, path), and a state besides itself (number, transitions).
+Upper bounds, measured with tracemalloc: 70 to 870 bytes together for each configuration."""
 
 
 class Answer(Enum):
@@ -222,7 +224,7 @@ class Search:
             once = not self._model.recurs(state)
             self._stay_until.append(self._last_need.get(state, -1) if once else -1)
             self._way_out.append(self._ways_out.get(state, -1) if once else -1)
-            self._bytes += sys.getsizeof(state) + CONFIGURATION_BYTES
+            self._bytes += sys.getsizeof(state) + STATE_BYTES
         return number
 
     def _step(self, state: int, effect: int) -> int:
