@@ -18,7 +18,7 @@ Called by: router, api (over router).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -65,6 +65,9 @@ class Known:
     def rank(self) -> tuple[int, int, int]:
         return self.descriptor.version, self.term, self.descriptor.conf
 
+    def is_on(self, nodes: Collection[str]) -> bool:
+        return self.leader in nodes or any([one.node in nodes for one in self.descriptor.replicas])
+
 
 @dataclass(frozen=True, slots=True)
 class Routing:
@@ -89,7 +92,7 @@ class ShardMap:
         self._sorted: list[Route] | None = None  # those of the users' keyspaces
         self._nodes: list[NodeAddress] = []
         self._stale: dict[int, None] = {}  # shards whose route may be another one
-        self._all_stale = True
+        self._renamed: dict[str, None] = {}  # nodes whose name or address is another one
         self._nodes_stale = True
         base = environment.rng.getrandbits(32) << _COUNT_BITS
         self._first = self._version = base + 1
@@ -102,7 +105,7 @@ class ShardMap:
         self._waking: asyncio.TimerHandle | None = None
         self._closed = False
         core.routes_anew |= dict.fromkeys(core.replicas)
-        environment.addresses.on_change = self._on_addresses
+        environment.addresses.on_change = self._on_address
 
     # -- what others tell ------------------------------------------------------------------------------------------
 
@@ -133,8 +136,9 @@ class ShardMap:
         """Nobody answers there: for a while, do not send more there because of what another node once told."""
         self._denied[shard] = (address, self._environment.clock.boot_ms() + DENIED_MS)
 
-    def _on_addresses(self) -> None:
-        self._all_stale = self._nodes_stale = True
+    def _on_address(self, node: str) -> None:
+        self._renamed[node] = None
+        self._nodes_stale = True
         self.touch()
 
     def on_members(self) -> None:
@@ -211,9 +215,9 @@ class ShardMap:
                 known = self._known_here(group)
                 if known is not None:
                     self._merge(known)
-        if self._all_stale:
-            self._all_stale = False
-            self._stale |= {known.id: None for known in self._table}
+        if self._renamed:
+            renamed, self._renamed = self._renamed, {}
+            self._stale |= {known.id: None for known in self._table if known.is_on(renamed)}
         if not self._stale and not self._nodes_stale:
             return
         stale, self._stale = self._stale, {}

@@ -311,6 +311,22 @@ def test_the_version_rises_with_each_change_and_with_nothing_else() -> None:
     assert changed()
 
 
+def test_a_node_whose_name_is_learned_late_is_shown_where_it_is() -> None:
+    """And only there is anything built anew."""
+    place = Place(nodes=1)
+    place.hear(*even_shards(100, nodes=2))
+    assert {route.leader for route in place.routes} == {"n1", None}
+    first = next(route for route in place.routes if route.leader == "n1")
+    version = place.map.version
+    place.addresses[node_id(77)] = NodeAddress("n77", "h77:1")
+    place.addresses[node_id(2)] = NodeAddress("n2", "h2:1")
+    assert {route.leader for route in place.routes} == {"n1", "n2"}
+    assert place.map.version == version + 1
+    del place.addresses[node_id(2)]
+    assert {route.leader for route in place.routes} == {"n1", None}
+    assert place.map.get(first.id) == first
+
+
 def test_versions_of_two_nodes_or_starts_are_not_taken_for_each_other() -> None:
     versions = {Place(seed=seed).map.version for seed in range(100)}
     assert len(versions) == 100
