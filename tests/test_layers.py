@@ -101,6 +101,25 @@ def test_gossip_core_is_pure(path: Path) -> None:
     assert not _imports(path) & own, f"{path.name} imports what does I/O"
 
 
+CHECKERS = (
+    *("history", "formats", "model", "models", "search", "linearizability", "counterexample", "narration", "report"),
+    *("set_check", "list_append", "cycles", "check_command", "commands"),
+)
+"""What judges histories: it would judge any other store just as well."""
+
+
+@pytest.mark.parametrize("name", CHECKERS)
+def test_checkers_know_nothing_of_the_store(name: str) -> None:
+    paths = sorted(ROOT.glob(f"jepsen/{name}.py")) + sorted(ROOT.glob(f"jepsen/{name}/*.py"))
+    assert paths
+    allowed = {f"jepsen.{checker}" for checker in CHECKERS}
+    for module in {module for path in paths for module in _imports(path)}:
+        parts = module.split(".")
+        assert parts[0] not in ("kvstore", "raft"), module
+        if parts[0] == "jepsen" and len(parts) > 1 and name != "commands":  # which imports a command when it is used
+            assert ".".join(parts[:2]) in allowed, module
+
+
 def test_every_third_party_import_is_a_dependency() -> None:
     """What the package imports is what pyproject.toml names (tests' own needs are in the `test` extra)."""
     import tomllib
