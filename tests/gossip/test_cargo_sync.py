@@ -64,3 +64,14 @@ def test_the_answer_is_bounded_in_packets_and_frequency() -> None:
     assert len(bodies(core.sent(), Gossip)) == 8
     assert core.cargo.asked_about == [b"theirs", b"theirs"]
     assert core.swim.counters.refused == {"sync too soon": 1}
+
+
+def test_old_comparisons_are_forgotten() -> None:
+    core = Core(*(member(number) for number in range(1, 20)), cargo=Crate(digest_value=5), answered=True)
+    for number in range(1, 20):
+        core.hear(body=Sync(raw_id(number), b"theirs"), source=number)
+        core.hear(body=core.ping(number, digest=6), source=number)
+    assert len(core.swim._sync._asked) == len(core.swim._sync._answered) == 19
+    core.cargo.digest_value = 0
+    core.advance(130.0)
+    assert len(core.swim._sync._asked) == len(core.swim._sync._answered) == 0

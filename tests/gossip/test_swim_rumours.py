@@ -323,6 +323,15 @@ def test_the_dead_get_gossip_for_a_while() -> None:
     assert "10.0.0.1:7001" not in {each.address for each in bodies(late, Gossip)}
 
 
+def test_those_gone_take_no_place_in_draws_for_long() -> None:
+    core = Core(*OTHERS, answered=True)
+    core.hear(member(1, 5, DEAD), member(2, 5, LEFT))
+    core.advance(200.0)
+    assert {entry.member.node for entry in core.swim._roster._ring} == {node_id(number) for number in range(3, 10)}
+    core.hear(member(1, 6))
+    assert len(core.swim._roster._ring) == 8
+
+
 def test_push_pull_goes_to_the_living_and_now_and_then_to_the_dead() -> None:
     core = Core(*OTHERS)
     for number in (1, 2, 3):
