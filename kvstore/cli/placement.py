@@ -13,6 +13,7 @@ from urllib.parse import quote
 import click
 import orjson
 
+from kvstore.cli import failure
 from kvstore.cli.failure import CommandFailed
 from kvstore.cli.render import bytes_text, duration_text, note, print_json, print_table
 from kvstore.cli.rest import Rest
@@ -97,7 +98,8 @@ async def settings_get(target: Target, name: str | None) -> None:
     if name is not None:
         rows = [row for row in rows if row["name"] == name]
         if not rows:
-            raise CommandFailed("NOT_FOUND", f"there is no setting {name}", hint="kvctl settings get lists them")
+            hint = "kvctl settings get lists them"
+            raise CommandFailed("NOT_FOUND", f"there is no setting {name}", hint=hint, exit_code=failure.NOT_FOUND)
     _show_settings(target, rows, single=name is not None)
 
 

@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 WARM_UP_SECONDS = 10.0  # nodes that are alive and do not report are waited for so long
 RETRY_SECONDS = 0.5
+TURN_SECONDS = 0.05  # how soon it goes on when a step is seen to be done
 
 Down = Callable[[str], float | None]
 
@@ -66,9 +67,13 @@ class PlacementDriver:
         self._whole: dict[int, int] = {}  # shards that could not be split: the size at which it is tried again
         self._drains: dict[str, tuple[float, int]] = {}  # node -> (since, replicas then)
         self._tasks: dict[int, asyncio.Task[None]] = {}  # operator -> its step under way
+        self._turn_handle: asyncio.TimerHandle | None = None
+        self._broken: BaseException | None = None  # what a turn or a step ran into; told by the next round
 
     async def close(self) -> None:
         """The meta group is led elsewhere, or the node stops."""
+        if self._turn_handle is not None:
+            self._turn_handle.cancel()
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
@@ -95,6 +100,8 @@ class PlacementDriver:
                     self.view.put_shard(replace(known_shard, leader=None))
         for one in report.led:
             self._see(one)
+        if any(one.descriptor.id in self.view.running for one in report.led):
+            self._hurry()
         return False
 
     def _given_up(self, shard: int, term: int, node: str) -> None:
@@ -174,14 +181,32 @@ class PlacementDriver:
         down: Down,
     ) -> None:
         """Observe, decide, act. `down`: for how many seconds a node (by id) is believed to be down; None = it is up."""
+        if self._broken is not None:
+            raise self._broken
         self.view.now = now
         self._look_at_nodes(members, removed, wishes, down)
-        if self.ready:
-            self._go_on()
-            for operator in self.board.decide():
-                plan = operator.plan
-                logger.info("shard %d: %s: %s", plan.shard, plan.kind, plan.reason)
-                self._act(operator)
+        self._turn()
+
+    def _hurry(self) -> None:
+        """A step may be done: look before the next round."""
+        if self._turn_handle is None:
+            self._turn_handle = asyncio.get_running_loop().call_later(TURN_SECONDS, self._early_turn)
+
+    def _early_turn(self) -> None:
+        self._turn_handle = None
+        try:
+            self._turn()
+        except Exception as error:
+            self._broken = error  # a loop would only log it
+
+    def _turn(self) -> None:
+        if not self.ready:
+            return
+        self._go_on()
+        for operator in self.board.decide():
+            plan = operator.plan
+            logger.info("shard %d: %s: %s", plan.shard, plan.kind, plan.reason)
+            self._act(operator)
 
     def _go_on(self) -> None:
         """With the operators whose step is done, and those that have ended."""
@@ -198,7 +223,12 @@ class PlacementDriver:
 
     def _act(self, operator: Operator) -> None:
         task = asyncio.get_running_loop().create_task(self._carry_out(operator), name=f"operator-{operator.id}")
+        task.add_done_callback(self._on_task_done)
         self._tasks[operator.id] = task
+
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._broken = error
 
     async def _carry_out(self, operator: Operator) -> None:
         """Ask for the operator's step until it is done, observed or given up; ends by cancellation, mostly."""
@@ -208,6 +238,7 @@ class PlacementDriver:
                 seen = await self._ask(operator)
                 if seen is not None:
                     self._see(seen)
+                    self._hurry()
             except KVError as error:
                 final = isinstance(error, Invalid)
                 if final:
