@@ -101,6 +101,15 @@ def test_leaderships_go_to_no_node_that_is_drained_or_down() -> None:
     assert all(plan.placement.leader != "b" for plan in plans(view, balance_leaders))
 
 
+def test_the_meta_group_is_led_where_it_is() -> None:
+    view = with_shards(picture("abc", rules=WIDE), "abc", "abc", first=1)
+    (plan,) = plans(view, balance_leaders)
+    assert plan.shard == 2
+    view = with_shards(picture("abcd", rules=WIDE), *["abc"] * 4, first=1)
+    assert all(view.placed(1).leader == "a" for _ in settle(view, balance_replicas))
+    assert view.shards[1].leader == "a"
+
+
 def test_two_hot_shards_of_one_leader_are_parted() -> None:
     view = with_shards(picture("abc"), "abc", "abc", reads=3_000)
     with_shards(view, "bca", "cab", first=10)

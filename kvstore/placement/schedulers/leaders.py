@@ -1,12 +1,14 @@
 """The same number of leaderships on every node: each costs work, and a node that dies takes them all with it.
 
 Invariant: a transfer brings both nodes nearer to the mean.
+Invariant: the meta group's leader stays: the driver would lose its view and its history for nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from kvstore.base.ids import META_SHARD
 from kvstore.placement.moves import transfer
 from kvstore.placement.operators import Kind, Plan
 from kvstore.placement.view import View
@@ -59,7 +61,7 @@ def _transfer(view: View, source: str, target: str, reason: str) -> Plan | None:
     gap = view.load[source] - view.load[target]
     held = view.replicas[target]
     able = [view.shards[shard] for shard in view.leaders[source] if shard in held and view.is_calm(shard)]
-    able = [shard for shard in able if target in shard.voters and shard.leader == source]
+    able = [shard for shard in able if target in shard.voters and shard.leader == source and shard.id != META_SHARD]
     if not able:
         return None
     fitting = [shard for shard in able if shard.load <= gap / 2]

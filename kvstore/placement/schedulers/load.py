@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from heapq import nsmallest
 
+from kvstore.base.ids import META_SHARD
 from kvstore.placement.filters import can_send, crowding_after, keeps_spread, veto
 from kvstore.placement.moves import make_plan, transfer
 from kvstore.placement.operators import Kind, Plan, Step, StepKind
@@ -48,7 +49,9 @@ def _next(view: View) -> Plan | None:
     margin = MARGIN * mean
     hottest = sorted((view.shards[one] for one in view.leaders[source]), key=lambda one: (-one.load, one.id))
     least = (view.load[source] - mean) / MOVES_MAX
-    hottest = [one for one in hottest[:SHARDS_MAX] if one.load > least and view.is_calm(one.id)]
+    hottest = [
+        one for one in hottest[:SHARDS_MAX] if one.load > least and one.id != META_SHARD and view.is_calm(one.id)
+    ]
     reason = f"{view.name(source)} does {view.load[source]} operations a second, the mean is {mean:.0f}"
     return _transfer(view, hottest, source, margin, reason) or _move(view, hottest, source, margin, reason)
 
@@ -125,7 +128,7 @@ def _with_room(view: View, plan: Plan, shard: ShardView, source: str, target: st
         able = [
             view.shards[one]
             for one in view.leaders[giver]
-            if not receivers.isdisjoint(view.shards[one].voters) and view.is_calm(one)
+            if one != META_SHARD and not receivers.isdisjoint(view.shards[one].voters) and view.is_calm(one)
         ]
         for one in nsmallest(IDLE_MAX, able, key=_load_of):
             for to in sorted(receivers.intersection(one.voters)):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from kvstore.base.ids import META_SHARD
 from kvstore.base.limits import MIB
 from kvstore.placement.filters import can_send, keeps_spread, veto
 from kvstore.placement.moves import replace
@@ -148,6 +149,8 @@ def _move(
     for shard in able:
         if not view.is_calm(shard.id) or not can_send(view, shard):
             continue
+        if shard.id == META_SHARD and shard.leader == away:
+            continue  # the driver's own node: it would lose its view and its history
         if keeps_spread(view, shard, away=away, to=to) and veto(view, shard, view.nodes[to]) is None:
             return replace(view, shard, away=away, to=to, kind=Kind.REPLICAS, reason=reason)
         tried += 1
