@@ -30,13 +30,16 @@ from raft import NO_REPLICA, Message, Role
 SLEEP_AFTER_TIMEOUTS = 3
 """Election timeouts without work. Sleeping and waking cost a round each, as much as three heartbeats."""
 CROWD = 100
-"""When more groups than that are awake, those without work are asked to sleep as soon as they are seen to have none:
-after a start, or the loss of a node, a thousand groups' heartbeats would take a core, and the elections want it."""
-CHECK_TICKS = 10
-"""A leader is looked at so often: half a second."""
+SLEEP_IN_CROWD_TICKS = 4
+"""When more than CROWD groups are awake, those without work sleep at once: after a start, or the loss of a node, a
+thousand groups' heartbeats would take a core, and the elections of the others want it."""
+CHECK_TICKS = 4
+"""A leader is looked at so often: 0.2 s."""
 SLEEPS_PER_TICK = 50
 WAKES_PER_TICK = 50
-"""Each costs about 0.1 ms on every node: a burst of a thousand would hold up everybody's requests."""
+WAKES_IN_CROWD_PER_TICK = 10
+"""Each costs about 0.1 ms on every node: a burst of a thousand would hold up everybody's requests. In a crowd only as
+many are woken as can go to sleep again meanwhile."""
 
 
 @dataclass(slots=True)
@@ -60,6 +63,7 @@ class Hibernation:
         self._idle: dict[int, _Idle] = {}  # leaders that are awake, by group
         self._to_wake: dict[int, None] = {}  # groups led here, in the order in which they are to be woken
         self._stopped: dict[int, Replica] = {}  # leaders that were stopped, by group
+        self._lonely: set[int] = set()  # groups found without a quorum of living nodes, since nothing happened to them
         self._ticks = 0
         self._sleeps_left = 0  # in this tick
 
@@ -69,10 +73,12 @@ class Hibernation:
         self._idle.pop(group, None)
         self._to_wake.pop(group, None)
         self._stopped.pop(group, None)
+        self._lonely.discard(group)
 
     def settle(self, replica: Replica) -> bool:
         """Something has happened to a replica: does its time pass? True when it had to be woken, as nobody would."""
         group = replica.group
+        self._lonely.discard(group)
         if not replica.needs_ticks:
             if replica.failed or replica.installing or self._is_watched(replica):
                 self.awake.pop(group, None)
@@ -93,7 +99,8 @@ class Hibernation:
         if self._stopped and self._ticks % self._election_ticks == 0:
             self._call_members()
         woken: list[Replica] = []
-        while self._to_wake and len(woken) < WAKES_PER_TICK:
+        most = WAKES_PER_TICK if len(self.awake) <= CROWD else WAKES_IN_CROWD_PER_TICK
+        while self._to_wake and len(woken) < most:
             group = next(iter(self._to_wake))
             del self._to_wake[group]
             replica = self._replicas.get(group)
@@ -113,7 +120,7 @@ class Hibernation:
         if idle is None or idle.seen != seen:
             self._idle[group] = _Idle(seen, self._ticks)
             return False
-        wait = 0 if len(self.awake) > CROWD else SLEEP_AFTER_TIMEOUTS * self._election_ticks
+        wait = SLEEP_AFTER_TIMEOUTS * self._election_ticks if len(self.awake) <= CROWD else SLEEP_IN_CROWD_TICKS
         if self._ticks - idle.since < wait or not self._sleeps_left:
             return False
         if not raw.sleep(self.absent(replica)):
@@ -127,12 +134,22 @@ class Hibernation:
         own = replica.replica_id
         return [other for other, node in replica.node_of.items() if other != own and not is_alive(node)]
 
+    def sees_quorum(self, replica: Replica) -> bool:
+        """Whether enough nodes are alive for the group to elect a leader."""
+        if replica.group in self._lonely:
+            return False
+        if replica.raw.has_quorum_without(self.absent(replica)):
+            return True
+        self._lonely.add(replica.group)
+        return False
+
     # -- nodes -----------------------------------------------------------------------------------------------------
 
     def on_node(self, node: str, sight: Sight) -> list[Replica]:
         """Something was noticed of a node; the replicas to which that did something."""
         if sight is Sight.SAME:
             return []
+        self._lonely.clear()
         touched = []
         for replica, other in self.members_on(node, self._replicas):
             raw = replica.raw

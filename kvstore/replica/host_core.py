@@ -15,8 +15,7 @@ Invariant: messages in `Persisted.after` leave only after the log transaction th
 Invariant: the Readys of a replica become durable in the order in which they were taken (the log thread is first-in,
            first-out, and acks are given in that order).
 Invariant: whatever changes a replica marks it; so after `apply` it is settled who is awake.
-Invariant: campaigns are bounded, by evidence (haste) and by time-out (CAMPAIGNS_PER_TICK): a node that starts with
-           thousands of groups, or loses sight of another one, begins them one after the other.
+Invariant: campaigns under way are bounded (turns), whether evidence (haste) or a time-out began them.
 Called by: host_driver.
 """
 
@@ -36,6 +35,7 @@ from kvstore.replica.liveness import Liveness, Sight
 from kvstore.replica.neighbours import Neighbours
 from kvstore.replica.replica import Replica
 from kvstore.replica.requests import Deadlines
+from kvstore.replica.turns import Turns
 from kvstore.state.shard_meta import FOUNDING_TERM
 from kvstore.storage.protocol import LogWrite
 from kvstore.transport.protocol import GroupMessage
@@ -43,8 +43,6 @@ from raft import AppendAck, Message, MessageType, Ready, Role, StepRefused
 
 VOTE_REQUESTS = (MessageType.VOTE, MessageType.PRE_VOTE)
 LEADER_MESSAGES = (MessageType.APPEND, MessageType.HEARTBEAT, MessageType.SNAPSHOT)
-CAMPAIGNS_PER_TICK = 32
-"""By time-out, more wait for the next tick: each is a write to the disk on every node, and some 0.3 ms here."""
 
 Outbox = dict[str, list[GroupMessage]]
 """Messages by node id."""
@@ -90,7 +88,7 @@ class HostCore:
         election_ticks = election_ticks_of(config)
         self.liveness = Liveness(silent_ticks_max=election_ticks)
         self.hibernation = Hibernation(self.replicas, self.liveness, election_ticks=election_ticks)
-        self._put_off: dict[int, None] = {}  # groups whose campaign waits for the next tick, in turn
+        self.turns = Turns(self.replicas)
         self.leads_anew = False  # what is led here, or its descriptor or term, has changed since the driver looked
         self.routes_anew: dict[int, None] = {}  # groups whose route may have changed, for the router's map to take
         self.neighbours = Neighbours(environment.node, linger_ms=2 * removal_linger_ms(config))
@@ -126,32 +124,18 @@ class HostCore:
             if sight is Sight.SILENT:
                 silent.append(node)
         self._mark_all(hibernation.tick())
-        left, waiting = CAMPAIGNS_PER_TICK, self._put_off
-        self._put_off = {}
-        for group in waiting:
-            late = hibernation.awake.get(group)
-            if late is None or not late.raw.campaigns_next:
-                continue
-            if left:
-                left -= 1
-                self._tick_one(late, now_ms)
-            else:
-                self._put_off[group] = None
-        for group, replica in hibernation.awake.items():
-            if group in waiting:
-                continue  # a tick late, and back in step from the next one on
-            if replica.raw.campaigns_next:
-                if not left:
-                    self._put_off[group] = None
-                    continue
-                left -= 1
+        self.turns.tick()
+        for replica in hibernation.awake.values():
             self._tick_one(replica, now_ms)
         return silent
 
     def _tick_one(self, replica: Replica, now_ms: int) -> None:
         raw = replica.raw
+        group = replica.group
+        # Without a quorum of nodes to ask, a campaign would be noise.
+        waits = raw.campaigns_next and not (self.hibernation.sees_quorum(replica) and self.turns.may_begin(group))
         try:
-            replica.tick(now_ms)
+            replica.tick(now_ms, waits_for_turn=waits)
         except DamagedRecord as error:
             replica.rot(error)
             self.mark(replica)
@@ -278,6 +262,8 @@ class HostCore:
             campaigns = raw.role in (Role.CANDIDATE, Role.PRE_CANDIDATE) and raw.campaign()
         else:
             campaigns = raw.hasten()
+        if campaigns:
+            self.turns.on_begun(campaign.group)
         self.mark(replica)
         return campaigns
 

@@ -319,7 +319,10 @@ class HostDriver:
         now = self._loop.time()
         begun = 0
         with self._whole():
-            while begun < CAMPAIGNS_PER_STEP and (campaign := self._haste.pop_due(now)) is not None:
+            while begun < CAMPAIGNS_PER_STEP and self.core.turns.has_room:
+                campaign = self._haste.pop_due(now)
+                if campaign is None:
+                    break
                 if self.core.hasten(campaign):
                     begun += 1
                     self._haste.on_undecided(campaign, now=now)

@@ -343,10 +343,12 @@ class Replica:
 
     # -- one turn --------------------------------------------------------------------------------------------------
 
-    def tick(self, now_ms: int) -> None:
+    def tick(self, now_ms: int, *, waits_for_turn: bool = False) -> None:
+        """`waits_for_turn`: it would campaign now and may not yet, so that its Raft clock stands still."""
         if self.failed or self.installing or self.starting:
             return
-        self.raw.tick(now_ms)
+        if not waits_for_turn:
+            self.raw.tick(now_ms)
         if 0 <= self._deposed_at_ms < now_ms - self.environment.config.election_ms:
             self._deposed_at_ms = -1
             self.proposals.give_up_sessions()

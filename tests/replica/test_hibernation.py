@@ -14,7 +14,7 @@ import pytest
 from kvstore.base.errors import Code
 from kvstore.base.operations import Found
 from kvstore.base.stream import Refused, Results
-from kvstore.replica import haste
+from kvstore.replica import haste, turns
 from kvstore.replica.replica import Replica
 from kvstore.transport.protocol import GroupMessage
 from raft import Message, MessageType, Role
@@ -515,6 +515,53 @@ def test_campaigns_are_bounded_and_every_group_has_a_leader_soon(monkeypatch: py
             assert most <= 12
             assert all(term == before[group] + 1 for group, term in terms_of_running(world).items()), "no split votes"
             await asleep(world)
+
+    body()
+
+
+@simulated
+async def test_nobody_campaigns_where_no_quorum_could_answer() -> None:
+    """And all do, in turn, as soon as one could."""
+    async with World(more=80) as world:
+        await asleep(world)
+        node = world.founders[0]
+        for other in world.others(node):
+            await other.crash()
+        await world.until(lambda: not any(node.host.leads(group) for group in groups_of(world)))
+        await asyncio.sleep(5 * TIMEOUT_SECONDS)
+        sent = node.environment.metrics.raft_messages_sent + node.environment.metrics.raft_messages_dropped
+        await asyncio.sleep(60)
+        assert node.environment.metrics.raft_messages_sent + node.environment.metrics.raft_messages_dropped == sent
+        await world.founders[1].boot()
+        await world.until(lambda: all(leader_of(world, one) for one in groups_of(world)), seconds=2 * TIMEOUT_SECONDS)
+        await world.founders[2].boot()
+        await asleep(world)
+
+
+@pytest.mark.parametrize("patch", [1, 3])
+def test_few_campaigns_at_a_time_are_enough(patch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also with groups among them that can't come to a decision: they wait for a peer that does not answer."""
+    monkeypatch.setattr(turns, "UNDER_WAY_MAX", patch)
+
+    @simulated
+    async def body() -> None:
+        async with World(more=20) as world:
+            await asleep(world)
+            for node in world.founders:
+                await node.crash()
+            for node in world.founders[:2]:
+                await node.boot()
+            world.founders[1].host.core.replicas[FIRST_MORE].fail("a test")
+            most = 0
+            wanted = set(groups_of(world)) - {FIRST_MORE}
+            began = asyncio.get_running_loop().time()
+            while not all(leader_of(world, group) for group in wanted):
+                for node in running(world):
+                    roles = node.host.core.role_counts()
+                    most = max(most, int(roles["candidate"] + roles["pre_candidate"]))
+                await asyncio.sleep(0.002)
+            assert most <= patch + 3, "with those that have had no outcome for a while, and count no more"
+            assert asyncio.get_running_loop().time() - began < 3
 
     body()
 

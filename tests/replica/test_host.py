@@ -365,7 +365,7 @@ async def test_failed_assertion_in_a_tick_ends_the_node(monkeypatch: pytest.Monk
         node = await world.leader()
         error = AssertionError("made up")
 
-        def broken(_: int) -> Never:
+        def broken(_: int, *, waits_for_turn: bool) -> Never:
             raise error
 
         monkeypatch.setattr(node.replica, "tick", broken)
