@@ -49,6 +49,12 @@ def _unique_call(rng: random.Random, number: int) -> Call:
     return f, "a", (rng.randrange(number + 1), number) if f == "cas" else number if f == "write" else None
 
 
+def _few_values_call(rng: random.Random, number: int) -> Call:
+    """Many ways to make the same value: nothing may be concluded from who wrote it."""
+    f = rng.choice(["read", "write", "write", "cas"])
+    return f, "a", (rng.randrange(2), rng.randrange(2)) if f == "cas" else rng.randrange(2) if f == "write" else None
+
+
 def _register_apply(states: dict[Value, Value], f: str, key: Value, value: Value) -> Value:
     now = states.get(key)
     if f == "read":
@@ -213,6 +219,7 @@ def _txn_answers(one: Operation) -> Sequence[Value]:
 
 KINDS = {
     "register": Kind(_register_call, _register_apply, _register_answers, "register"),
+    "few values": Kind(_few_values_call, _register_apply, _register_answers, "register"),
     "unique": Kind(_unique_call, _register_apply, _register_answers, "register"),
     "append": Kind(_append_call, _append_apply, _append_answers, "kv-append"),
     "tokens": Kind(_token_call, _append_apply, _token_answers, "kv-append"),
