@@ -39,7 +39,7 @@ from kvstore.replica.turns import Turns
 from kvstore.state.shard_meta import FOUNDING_TERM
 from kvstore.storage.protocol import LogWrite
 from kvstore.transport.protocol import GroupMessage
-from raft import AppendAck, Message, MessageType, Ready, Role, StepRefused
+from raft import NO_REPLICA, AppendAck, Message, MessageType, Ready, Role, StepRefused
 
 VOTE_REQUESTS = (MessageType.VOTE, MessageType.PRE_VOTE)
 LEADER_MESSAGES = (MessageType.APPEND, MessageType.HEARTBEAT, MessageType.SNAPSHOT)
@@ -131,9 +131,7 @@ class HostCore:
 
     def _tick_one(self, replica: Replica, now_ms: int) -> None:
         raw = replica.raw
-        group = replica.group
-        # Without a quorum of nodes to ask, a campaign would be noise.
-        waits = raw.campaigns_next and not (self.hibernation.sees_quorum(replica) and self.turns.may_begin(group))
+        waits = raw.campaigns_next and not self._may_campaign(replica)
         try:
             replica.tick(now_ms, waits_for_turn=waits)
         except DamagedRecord as error:
@@ -145,6 +143,12 @@ class HostCore:
             self.mark(replica)
         elif raw.asleep and not replica.needs_ticks:
             self.mark(replica)  # what it had to wait for awake is over
+
+    def _may_campaign(self, replica: Replica) -> bool:
+        """Its timer has run out. Without a quorum of nodes to ask, a campaign would be noise."""
+        if not self.hibernation.sees_quorum(replica):
+            return False
+        return self.turns.may_begin(replica.group, goes_first=self._rank(replica, NO_REPLICA) == 0)
 
     def _settle_stopped(self) -> None:
         """Replicas may be stopped by whoever touches them, a read for example."""
