@@ -37,6 +37,7 @@ def test_steps_are_done_when_the_view_shows_it() -> None:
     assert board.observe() == [operator]
     view.put_shard(replace(view.shards[2], voters=("b", "c", "d"), joint=True))
     assert board.observe() == []  # the joint state is not left yet
+    assert operator.state == State.RUNNING
     view.put_shard(replace(view.shards[2], joint=False))
     board.observe()
     assert operator.state == State.DONE
@@ -147,6 +148,24 @@ def test_the_last_majority_is_not_removed() -> None:
     plan = remove(view, view.shards[2], node="b", kind=Kind.REPAIR, reason="")
     assert plan is not None
     assert danger(view, view.shards[2], plan) == "no quorum after: remove b"
+
+
+def test_a_removal_is_given_up_when_it_would_cost_the_quorum_by_now() -> None:
+    """Four voters, of which one is surplus; then another one dies, and a third."""
+    view = with_shards(picture("abcd"), "abcd")
+    board = OperatorBoard(view)
+    (operator,) = board.decide()
+    assert told(operator.plan) == "-d"
+    view.put_node(replace(view.nodes["c"], health=Health.DOWN, down_since=view.now))
+    board.observe()
+    assert operator.state == State.RUNNING  # of a, b, c two are up
+    view.put_node(replace(view.nodes["c"], health=Health.UP, down_since=0.0))
+    board.observe()
+    shard = replace(view.shards[2], voters=("a", "b", "d"))
+    view.put_shard(shard)  # somebody took c out by hand
+    view.put_node(replace(view.nodes["b"], health=Health.DOWN, down_since=view.now))
+    board.observe()
+    assert (operator.state, "quorum" in operator.error) == (State.FAILED, True)
 
 
 def test_settings_have_names_and_bounds() -> None:

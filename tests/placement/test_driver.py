@@ -86,6 +86,7 @@ class Office:
         self.nodes = nodes
         self.dead: set[str] = set()
         self.removed: list[str] = []
+        self.silence = 0.0  # of those that are dead, when first looked at
         self.wishes = Wishes()
         self.now = 100.0
         self.driver = PlacementDriver(leaders, now=self.now)
@@ -103,7 +104,7 @@ class Office:
             members=members,
             removed=self.removed,
             wishes=self.wishes,
-            down=lambda node: 0.0 if node in self.dead else None,
+            down=lambda node: self.silence if node in self.dead else None,
         )
         for _ in range(5):
             await asyncio.sleep(0)
@@ -238,8 +239,22 @@ async def test_old_reports_change_nothing(offices: list[Office]) -> None:
     assert driver.view.shards[2].leader == "b"
     driver.hear(NodeReport("a", False, 1, 1, (), ((2, 1),)))  # a gave up what b leads
     assert driver.view.shards[2].leader == "b"
+    driver.hear(NodeReport("b", False, 1, 1, (), ((2, 4),)))  # b leads again, in a later term
+    assert driver.view.shards[2].leader == "b"
     driver.hear(NodeReport("b", False, 1, 1, (), ((2, 5),)))
     assert driver.view.shards[2].leader is None
+
+
+async def test_a_new_driver_takes_over_for_how_long_a_node_is_down(offices: list[Office]) -> None:
+    """By what gossip believes, and not from when it itself has looked first."""
+    office = office_of(offices, ["abc"], "abcd")
+    office.wishes = Wishes(thresholds=Thresholds(dead_after_seconds=60, rebalance=False))
+    office.dead.add("c")
+    office.silence = 50.0
+    await office.seconds(8)
+    assert office.leaders.asked == []
+    await office.seconds(6)
+    assert office.leaders.asked[0] == "+d"
 
 
 async def test_the_next_driver_finishes_what_the_last_one_began(offices: list[Office]) -> None:

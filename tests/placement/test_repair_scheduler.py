@@ -80,14 +80,25 @@ def test_meta_group(nodes: dict[str, Any], voters: str, expected: str) -> None:
     assert " ".join(map(told, plans(view, repair))) == expected
 
 
-def test_the_worst_shard_comes_first_and_limits_hold() -> None:
-    rules = Thresholds(operators_max=3, receiving_max=2)
-    view = with_shards(picture("abcde", lost="de", rules=rules), "abd", "bcd", "adebc", "abd")
-    view = with_shards(view, "abcde", first=4)
-    found = plans(view, repair)
-    assert len(found) <= 3
-    assert max(view.receiving.values()) <= 2
-    assert max(view.sending.values()) <= view.thresholds.sending_max
+def test_the_worst_shard_comes_first() -> None:
+    rules = Thresholds(operators_max=1, replication_factor=5)
+    view = with_shards(picture("abcdefg", lost="de", rules=rules), "abcfd", "abcde", "abcgd")
+    assert [plan.shard for plan in plans(view, repair)] == [3]
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ({"receiving_max": 2, "sending_max": 50}, 2),  # one node receives all
+        ({"receiving_max": 50, "sending_max": 3}, 3),  # one node leads, and sends, all
+        ({"receiving_max": 50, "sending_max": 50, "operators_max": 4}, 4),
+        ({"receiving_max": 50, "sending_max": 50}, 10),
+    ],
+)
+def test_limits_hold(limits: dict[str, int], expected: int) -> None:
+    view = with_shards(picture("abcd", lost="c", rules=Thresholds(**limits)), *["abc"] * 10)
+    assert len(plans(view, repair)) == expected
+    assert len(plans(view, repair)) == 0  # those under way count
 
 
 def test_factor_of_a_keyspace() -> None:
