@@ -1,9 +1,10 @@
 """Why a part of a history is not linearizable: where every order ends, and the few operations that contradict.
 
-The shrunk history is evidence, not only small: every step towards it makes the history say *less* (cut it off at a
-moment, drop what was observed, forget that a write was answered, so that it may happen late or never). A valid history
-stays valid under each of these; so if the little that is left has no legal order, then neither had the whole. Simply
-leaving operations out would not do: a read is always "illegal" once its write is gone.
+The shrunk history is evidence, not only small: every step towards it makes the history say *less*. It is cut off at a
+moment; what happened before a moment is forgotten, and every state that it may have left is tried; what was observed is
+dropped; that a write was answered is forgotten, so that it may happen late or never. A valid history stays valid under
+each of these; so if the little that is left has no legal order, then neither had the whole. Simply leaving operations
+out would not do: a read is always "illegal" once its write is gone.
 Invariant: `core` is illegal whatever became of all other operations, and illegal all by itself; each is checked again.
 """
 
@@ -20,6 +21,8 @@ from jepsen.search import Answer, Limits, Search
 
 SECONDS_MAX = 4.0
 """For one part, all in all: half of it to shrink, half to follow the longest orders."""
+STARTS_MAX = 16
+"""States from which the rest of a history is judged once its past is forgotten: each is a search of its own."""
 STEP_SECONDS_MAX = 0.5
 """For one look at a smaller history. Past it the step is not taken: smaller is wanted, certain is needed."""
 
@@ -30,6 +33,7 @@ class Counterexample:
     core: list[Operation] = field(default_factory=list)
     """The operations that contradict each other, by call."""
     cut: int = NEVER  # the history up to this position is already illegal, and up to the return before it was not
+    begin: int = 0  # what returned before this position does not matter, nor the state that it left
     smallest: bool = False  # every single operation of the core was tried without, in time
     longest: dict[int, list[Operation]] = field(default_factory=dict)
     """Operation index -> the longest partial linearization that was found with it."""
@@ -45,10 +49,15 @@ def explain(model: Model, part: Part, seconds_max: float = SECONDS_MAX) -> Count
     assert part.answer is Answer.ILLEGAL
     found = Counterexample(part)
     begin = time.monotonic()
-    cut = _cut(model, part.operations, begin + seconds_max / 4)
-    found.cut = cut
-    _shrink(model, upto(part.operations, cut), found, begin + seconds_max / 2)
-    _follow(model, upto(part.operations, cut), found, begin + seconds_max)
+    found.cut = _cut(model, part.operations, begin + seconds_max / 4)
+    operations = upto(part.operations, found.cut)
+    models = [model]
+    starts = model.starts(relevant(model, operations))
+    if 0 < len(starts) <= STARTS_MAX:
+        found.begin = _begin(starts, operations, begin + seconds_max / 3)
+        models = starts if found.begin else models
+    _shrink(models, since(operations, found.begin), found, begin + seconds_max / 2)
+    _follow(model, operations, found, begin + seconds_max)
     return found
 
 
@@ -68,13 +77,20 @@ def upto(operations: Sequence[Operation], position: int) -> list[Operation]:
     return [one if one.ret <= position else one.weakened() for one in operations if one.call <= position]
 
 
-def _illegal(model: Model, operations: list[Operation], deadline: float) -> bool:
-    """Whether it is certainly illegal. Not known counts as no."""
+def since(operations: Sequence[Operation], position: int) -> list[Operation]:
+    """The history from a position on: what returned before it is past, what was open then may be past or not."""
+    return [
+        one if one.call >= position or one.ret == NEVER else one.weakened() for one in operations if one.ret >= position
+    ]
+
+
+def _illegal(models: Sequence[Model], operations: list[Operation], deadline: float) -> bool:
+    """Whether it is certainly illegal for each of the models. Not known counts as no."""
     now = time.monotonic()
     if now >= deadline:
         return False
     limits = Limits(deadline=min(deadline, now + STEP_SECONDS_MAX))
-    return judge(model, operations, limits).answer is Answer.ILLEGAL
+    return all(judge(model, operations, limits).answer is Answer.ILLEGAL for model in models)
 
 
 def _cut(model: Model, operations: list[Operation], deadline: float) -> int:
@@ -83,21 +99,37 @@ def _cut(model: Model, operations: list[Operation], deadline: float) -> int:
     legal, illegal = 0, len(returns) - 1  # up to returns[illegal] it is illegal; below returns[legal] not known to be
     while legal < illegal:
         middle = (legal + illegal) // 2
-        if _illegal(model, upto(operations, returns[middle]), deadline):
+        if _illegal([model], upto(operations, returns[middle]), deadline):
             illegal = middle
         else:
             legal = middle + 1
     return returns[illegal]
 
 
-def _shrink(model: Model, operations: list[Operation], found: Counterexample, deadline: float) -> None:
+def _begin(starts: Sequence[Model], operations: list[Operation], deadline: float) -> int:
+    """The latest call from which on the history is illegal whatever the state was; 0 if there is none.
+
+    If it is illegal from a moment on, it is so from every earlier one: the state at that moment is one of all states.
+    """
+    calls = sorted(one.call for one in operations if one.known)
+    illegal, legal = -1, len(calls)  # from calls[illegal] on it is illegal, from calls[legal] on not known to be
+    while legal - illegal > 1:
+        middle = (legal + illegal) // 2
+        if _illegal(starts, since(operations, calls[middle]), deadline):
+            illegal = middle
+        else:
+            legal = middle
+    return calls[illegal] if illegal >= 0 else 0
+
+
+def _shrink(models: Sequence[Model], operations: list[Operation], found: Counterexample, deadline: float) -> None:
     """Forgets the outcomes of ever smaller groups, observers first, and keeps what may not be forgotten."""
     current = {one.index: one for one in operations}
     wanted = [one for one in operations if one.known]
-    wanted.sort(key=lambda one: (not model.observer(one), one.call))
+    wanted.sort(key=lambda one: (not models[0].observer(one), one.call))
     size = max(1, len(wanted) // 2)
     while True:
-        wanted, forgotten = _forget(model, current, wanted, size, deadline)
+        wanted, forgotten = _forget(models, current, wanted, size, deadline)
         if size == 1 and not forgotten:
             break
         size = max(1, min(size, len(wanted)) // 2)
@@ -105,12 +137,13 @@ def _shrink(model: Model, operations: list[Operation], found: Counterexample, de
             break
     found.core = sorted(wanted, key=lambda one: one.call)
     found.smallest = time.monotonic() < deadline
-    alone = judge(model, found.core, Limits(deadline=time.monotonic() + 10 * STEP_SECONDS_MAX))
-    assert alone.answer is not Answer.LEGAL, "fewer optional operations cannot make it legal"
+    limits = Limits(deadline=time.monotonic() + 10 * STEP_SECONDS_MAX)
+    for model in models:
+        assert judge(model, found.core, limits).answer is not Answer.LEGAL, "fewer operations cannot make it legal"
 
 
 def _forget(
-    model: Model, current: dict[int, Operation], wanted: list[Operation], size: int, deadline: float
+    models: Sequence[Model], current: dict[int, Operation], wanted: list[Operation], size: int, deadline: float
 ) -> tuple[list[Operation], bool]:
     """One pass over `wanted` in groups. `current` is the history as it stands, with what was forgotten weakened."""
     kept: list[Operation] = []
@@ -118,7 +151,7 @@ def _forget(
         group = wanted[start : start + size]
         for one in group:
             current[one.index] = one.weakened()
-        if not _illegal(model, list(current.values()), deadline):
+        if not _illegal(models, list(current.values()), deadline):
             for one in group:
                 current[one.index] = one
             kept += group

@@ -107,6 +107,13 @@ class Model:
     def bind(self, operations: Sequence[Operation]) -> Bound:
         return Bound(self, relevant(self, operations))
 
+    def starts(self, operations: Sequence[Operation]) -> list[Model]:
+        """The model begun in each state that these operations can tell apart: all that an unknown past may have left.
+
+        Empty if the model cannot say. Only counterexamples ask for it.
+        """
+        return []
+
     def describe(self, state: State) -> str:
         """The state for a person's eye."""
         return "nil" if state is None else str(state)

@@ -63,7 +63,8 @@ def verdict_lines(history: History, verdict: Verdict) -> Iterator[str]:
 def counterexample_lines(model: Model, found: Counterexample) -> Iterator[str]:
     operations = len(found.part.operations)
     least = "the smallest history" if found.smallest else "a smaller history"
-    yield f"{least} that cannot be put in order, whatever became of all else ({len(found.core)} of {operations}):"
+    past = "whatever was before and " if found.begin else ""
+    yield f"{least} that cannot be put in order, {past}whatever became of all else ({len(found.core)} of {operations}):"
     yield from _list(found.core)
     if found.best or found.stuck:
         yield f"the longest order has {len(found.best)} operations and leads to {model.describe(found.state)}; then"

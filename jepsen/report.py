@@ -141,6 +141,7 @@ def _example(model: Model, example: Counterexample) -> dict[str, object]:
         "order_of": {str(op): numbers[id(order)] for op, order in example.longest.items() if id(order) in numbers},
         "core": [one.index for one in example.core],
         "smallest": example.smallest,
+        "begin": example.begin,
         "cut": example.cut if example.cut < NEVER else -1,
         "stuck": [one.index for one in example.stuck],
         "state": _state_text(model, example.state),

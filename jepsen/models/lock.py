@@ -16,8 +16,15 @@ class Lock(Model):
     name = "lock"
     functions = frozenset({"acquire", "release"})
 
+    def __init__(self, initial: Value = None) -> None:
+        self._initial = initial
+
     def initial(self) -> State:
-        return None
+        return self._initial
+
+    def starts(self, operations: Sequence[Operation]) -> list[Model]:
+        owners = dict.fromkeys(HELD if one.input is None else one.input for one in operations)
+        return [Lock(holder) for holder in (None, *owners)]
 
     def step(self, state: State, operation: Operation) -> State:
         owner = HELD if operation.input is None else operation.input

@@ -73,6 +73,12 @@ class Register(Model):
     def resets(self, operation: Operation) -> bool:
         return self.effect(operation)[0] == "write"
 
+    def starts(self, operations: Sequence[Operation]) -> list[Model]:
+        asked = dict.fromkeys(
+            effect[1] for effect in map(self.effect, operations) if effect[0] not in ("write", "never")
+        )
+        return [Register(value) for value in (*asked, OTHER)]
+
     def bind(self, operations: Sequence[Operation]) -> Bound:
         return _Binding(self, relevant(self, operations)).bound()
 

@@ -90,7 +90,7 @@ function showPanel(view, choose) {
   if (core.size) {
     const least = part.smallest ? "These contradict each other" : "These contain a contradiction";
     sections.push(make("section", {}, make("h2", {}, `Contradiction · ${number(core.size)} of ${number(part.ops.length)}`),
-      make("p", {}, `${least}, whatever became of all other operations${part.smallest ? "; without any one of them an order exists" : ""}.`),
+      make("p", {}, `${least}, whatever ${part.begin ? "the state was before and whatever " : ""}became of all other operations.`),
       list(part.core.map((op) => () => row(view, op, choose)))));
   }
   if (part.stuck && (part.stuck.length || part.orders.length)) {
