@@ -6,6 +6,7 @@ Invariant: /healthz says that the process turns, nothing more (a restart would c
 
 from __future__ import annotations
 
+from base64 import b64decode
 from dataclasses import asdict
 from html import escape
 from typing import Annotated, TypeVar
@@ -37,6 +38,13 @@ class JoinBody(msgspec.Struct, forbid_unknown_fields=True):
     node_id: Filled
     address: Filled
     labels: dict[str, str] = {}
+
+
+class SplitBody(msgspec.Struct, forbid_unknown_fields=True):
+    """Where to cut: a key as text or in base64; neither = in the middle of the data."""
+
+    at: str | None = None
+    at_base64: str | None = None
 
 
 class NodeBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -144,6 +152,19 @@ class AdminEndpoint:
         shard = shard_of(request)
         body = await self._body(request, NodeBody)
         return document(request, await self._admin.transfer(shard, body.node))
+
+    async def split(self, request: web.Request) -> web.Response:
+        shard = shard_of(request)
+        body = await self._body(request, SplitBody)
+        if body.at is not None and body.at_base64 is not None:
+            raise Invalid("give the key as at or as at_base64, not as both")
+        key = None if body.at is None else body.at.encode()
+        if body.at_base64 is not None:
+            try:
+                key = b64decode(body.at_base64, validate=True)
+            except ValueError:
+                raise Invalid("at_base64 is not base64") from None
+        return document(request, await self._admin.split(shard, key))
 
     async def add_replica(self, request: web.Request) -> web.Response:
         shard = shard_of(request)

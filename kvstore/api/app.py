@@ -146,6 +146,7 @@ def _endpoints(
         Endpoint("DELETE", "/v1/members/{name}", "removeMember", admin.remove_node),
         Endpoint("GET", "/v1/shards", "listShards", admin.shards),
         Endpoint("POST", "/v1/shards/{id}/transfer", "transferLeadership", admin.transfer),
+        Endpoint("POST", "/v1/shards/{id}/split", "splitShard", admin.split),
         Endpoint("POST", "/v1/shards/{id}/replicas", "addReplica", admin.add_replica),
         Endpoint("DELETE", "/v1/shards/{id}/replicas/{node}", "removeReplica", admin.remove_replica),
         Endpoint("GET", "/v1/operators", "listOperators", admin.operators),

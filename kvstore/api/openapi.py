@@ -347,6 +347,14 @@ def _admin_operations() -> Json:
         "/v1/shards/{id}/transfer": {
             "post": change("transferLeadership", "Hand leadership to a replica.", "shard", body=node_body)
         },
+        "/v1/shards/{id}/split": {
+            "post": _operation(
+                "splitShard", "cluster", "Cut a shard in two, at a key or in the middle of its data.",
+                parameters=("shard",), body={JSON: {"schema": reference("SplitBody")}},
+                success={"200": _document("Both halves are there; `child` is null if the cut was already.", "Split")},
+                codes=(*_ADMIN_CODES, Code.CONFLICT),
+            )
+        },
         "/v1/shards/{id}/replicas": {"post": change("addReplica", "Add a replica.", "shard", body=node_body)},
         "/v1/shards/{id}/replicas/{node}": {"delete": change("removeReplica", "Remove a replica.", "shard", "node")},
         "/v1/operators": listing("listOperators", "What is moved, and why.", "Operators", codes=_LIST_CODES),

@@ -155,6 +155,8 @@ def _cluster_schemas(limits: Limits) -> Json:
         "Limits": _object({name: {"type": "integer"} for name in asdict(limits)}),
         "Health": _object({"status": {"const": "alive"}, "node": _TEXT}),
         "NodeBody": _object({"node": filled}),
+        "SplitBody": _object({}, {"at": {"type": ["string", "null"]}, "at_base64": {"type": ["string", "null"]}}),
+        "Split": _object({"shard": _COUNT, "child": {"type": ["integer", "null"]}, "at": _TEXT, "at_base64": _TEXT}),
         "Join": _object(
             {"name": {"type": "string", "pattern": NAME_PATTERN}, "node_id": filled, "address": filled},
             {"labels": {"type": "object", "additionalProperties": _TEXT}},

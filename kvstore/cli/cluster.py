@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
@@ -268,6 +269,50 @@ async def transfer(target: Target, shard: int, to_node: str) -> None:
     async with target.rest(seconds=CHANGE_SECONDS) as rest:
         answer = await rest.change("POST", f"/v1/shards/{shard}/transfer", {"node": to_node})
     _done(target, answer, f"{to_node} leads shard {shard}")
+
+
+@shards.command(epilog="\b\nExamples:\n  kvctl shards split --at m\n  kvctl shards split 2")
+@click.argument("shard", type=click.IntRange(min=1), required=False)
+@click.option("--at", "key", metavar="KEY", help="The first key of the right half. Default: the middle of the data.")
+@kvctl_command
+async def split(target: Target, shard: int | None, key: str | None) -> None:
+    """Cut SHARD in two, or the shard that holds KEY.
+
+    Nothing is copied and nobody is refused for longer than an election takes. Keys of one group, from their start
+    through the first } after the first {, stay together.
+    """
+    if shard is None and key is None:
+        raise click.UsageError("name a SHARD, or a KEY with --at")
+    async with target.rest(seconds=CHANGE_SECONDS) as rest:
+        if shard is None:
+            assert key is not None
+            shard = await _shard_of(rest, target.keyspace, key)
+        raw = b"" if key is None else key.encode("utf-8", "surrogateescape")
+        body = {} if key is None else {"at_base64": b64encode(raw).decode()}
+        answer = await rest.change("POST", f"/v1/shards/{shard}/split", body)
+    at = readable(b64decode(answer.get("at_base64", "")))
+    child = answer.get("child")
+    text = f"shard {shard} ends at {at} already"
+    _done(target, answer, text if child is None else f"shard {shard} ends at {at} now; shard {child} begins there")
+
+
+async def _shard_of(rest: Rest, keyspace: str, key: str) -> int:
+    """The shard that holds the key, or ends at it: cut there already."""
+    content = await rest.get(f"/v1/routes?keyspace={quote(keyspace, safe='')}")
+    wanted = key.encode("utf-8", "surrogateescape")
+    rows = [(_key_bytes(row, "start"), _key_bytes(row, "end"), int(row["id"])) for row in _list(content, "shards")]
+    for _, end, shard in rows:
+        if end == wanted:
+            return shard
+    for start, end, shard in rows:
+        if start <= wanted and (not end or wanted < end):
+            return shard
+    raise CommandFailed("UNAVAILABLE", "no shard is known that holds the key", hint="Try again in a moment.")
+
+
+def _key_bytes(row: Mapping[str, Any], name: str) -> bytes:
+    encoded = row.get(f"{name}_base64")
+    return b64decode(encoded) if encoded is not None else str(row.get(name, "")).encode()
 
 
 def _done(target: Target, answer: Any, text: str) -> None:

@@ -74,7 +74,7 @@ class ShardSplit:
     async def _command(self, split: Split) -> None:
         future: asyncio.Future[Results | Refused] = asyncio.get_running_loop().create_future()
         replica = self._leader()
-        request = replica.stage_split(split, timeout_ms=SPLIT_TIMEOUT_MS, reply=future.set_result)
+        request = replica.splits.stage(split, timeout_ms=SPLIT_TIMEOUT_MS, reply=future.set_result)
         if request is not None:
             self._host.track(request)
             self._host.mark(replica)

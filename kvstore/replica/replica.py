@@ -13,26 +13,25 @@ Called by: host_core.   Read next: proposals, reads, kvstore/state.
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Sequence
 
 from kvstore.base.config import ReadMode
 from kvstore.base.errors import Code, DamagedRecord
 from kvstore.base.limits import DEADLINE_MS_MAX
-from kvstore.base.operations import Delete, DeleteRange, Failure, Get, Mutation, ReadOperation, Result, first_key
+from kvstore.base.operations import Delete, DeleteRange, Get, Mutation, ReadOperation, Result, first_key
 from kvstore.base.shards import Route, ShardDescriptor
 from kvstore.base.stream import LINEARIZABLE, Mutate, Read, Refused, Results
-from kvstore.replica.environment import Birth, Environment
+from kvstore.replica.environment import Environment
 from kvstore.replica.healing import Healing
 from kvstore.replica.membership import changed_descriptor, decode_context, was_removed
 from kvstore.replica.proposals import Proposals, ProposedEntry
 from kvstore.replica.reads import Reads
-from kvstore.replica.requests import ReadRequest, ReplyTo, SplitRequest, WriteRequest, refusal
+from kvstore.replica.requests import ReadRequest, ReplyTo, WriteRequest, refusal
 from kvstore.replica.routes import route_of
+from kvstore.replica.splits import Splits
 from kvstore.state.apply import STALE_ROUTE
-from kvstore.state.command import DecodedWrite, Split, Write, decode_payload
+from kvstore.state.command import DecodedWrite, Write, decode_payload
 from kvstore.state.shard import SESSION_EXPIRED, ShardState
-from kvstore.state.split import divide
 from kvstore.state.stamp import StampClock
 from kvstore.storage.protocol import GroupLog
 from raft import Entry, EntryKind, RaftError, RawNode, Ready, Role, Status
@@ -40,7 +39,6 @@ from raft.confchange import decode_change
 
 logger = logging.getLogger(__name__)
 
-HEIRS_MAX = 8  # children of splits whose routes a refusal tells
 ROUTED_OPERATIONS_MAX = 64  # of a refused frame, whose shards are looked up
 
 
@@ -64,6 +62,7 @@ class Replica:
         self.state = state
         self.environment = environment
         self.proposals = Proposals()
+        self.splits = Splits(self)
         self.reads = Reads(prefix=f"{replica_id}.{environment.boot}.".encode())
         self.healing = Healing(log.identity)
         self.stamps = StampClock(0 if state is None else state.stamp, environment.clock.boot_ms())
@@ -75,7 +74,6 @@ class Replica:
         self.installing = False  # a snapshot is being written under it: Raft stands still
         self.starting = False  # a split's child whose identity is not durable yet: it listens, and says nothing
         self.leader_changes = 0
-        self._heirs: deque[ShardDescriptor] = deque(maxlen=HEIRS_MAX)  # as they were born
         self.operations_read = 0  # here, ever: what placement takes the shard's load from
         self._led: tuple[int, ShardDescriptor] | None = None  # as last looked at by `leads_anew`
         self._routed: ShardDescriptor | None = None  # as last looked at by `route_anew`
@@ -177,7 +175,7 @@ class Replica:
         request = WriteRequest(
             frame_id=frame.id,
             reply=reply,
-            deadline_ms=self._deadline(frame.timeout_ms),
+            deadline_ms=self.deadline(frame.timeout_ms),
             write=DecodedWrite(write=write, operations=operations),
             size=memoryview(frame.operations).nbytes + 64,
         )
@@ -187,28 +185,12 @@ class Replica:
             return None
         return request
 
-    def stage_split(self, split: Split, *, timeout_ms: int, reply: ReplyTo) -> SplitRequest | None:
-        """Queue a split, or refuse it definitely at once; what it is refused for is looked at again at its entry."""
-        state = self.state
-        if self.failed or not self.is_leader or state is None:
-            reply(self._refuse_here(0))
-            return None
-        halves = divide(state.descriptor, state.conf_state, split)
-        if isinstance(halves, Failure):
-            reply(refusal(0, Code(halves.code), halves.message, definite=True, routes=self._hint()))
-            return None
-        request = SplitRequest(frame_id=0, reply=reply, deadline_ms=self._deadline(timeout_ms), split=split)
-        if not self.proposals.stage(request):
-            reply(refusal(0, Code.OVERLOADED, "too many writes wait for their proposal"))
-            return None
-        return request
-
     def add_read(self, frame: Read, operations: list[ReadOperation], reply: ReplyTo) -> ReadRequest | None:
         """Answer a frame of reads if that is possible at once, queue it for a round, or refuse it."""
         request = ReadRequest(
             frame_id=frame.id,
             reply=reply,
-            deadline_ms=self._deadline(frame.timeout_ms),
+            deadline_ms=self.deadline(frame.timeout_ms),
             version=frame.version,
             max_staleness_ms=frame.max_staleness_ms,
             operations=operations,
@@ -217,7 +199,7 @@ class Replica:
             if frame.max_staleness_ms == LINEARIZABLE:
                 self.reads.asked += 1
                 if self.failed or self.state is None or not self.is_leader:
-                    reply(self._refuse_here(frame.id))
+                    reply(self.refuse_here(frame.id))
                     return None
                 if self.environment.config.read_mode == ReadMode.LEASE and self._read_by_lease(request):
                     return None
@@ -226,7 +208,7 @@ class Replica:
         except DamagedRecord as error:
             self.rot(error)
         if self.failed:
-            request.answer(self._refuse_here(frame.id))
+            request.answer(self.refuse_here(frame.id))
             return None
         if not self.reads.add(request):
             reply(refusal(frame.id, Code.OVERLOADED, "too many reads wait"))
@@ -236,12 +218,12 @@ class Replica:
     def _check_frame(self, frame_id: int, version: int, operations: Sequence[Mutation]) -> Refused | None:
         state = self.state
         if self.failed or not self.is_leader or state is None:
-            return self._refuse_here(frame_id)
+            return self.refuse_here(frame_id)
         if state.check_keys(version, operations) is not None:
             return self._refuse_route(frame_id, operations)
         return None
 
-    def _refuse_here(self, frame_id: int) -> Refused:
+    def refuse_here(self, frame_id: int) -> Refused:
         """The refusal of a replica that does not lead, with its best hint, or that was stopped."""
         if self.failed:
             return refusal(frame_id, Code.UNAVAILABLE, f"this replica was stopped: {self.failed}")
@@ -254,7 +236,7 @@ class Replica:
         if state is None:
             return refusal(frame_id, Code.STALE_ROUTE)
         keys = list(map(first_key, operations[:ROUTED_OPERATIONS_MAX]))
-        found = {heir.id: route_of(heir, None, 0, self.environment) for heir in self._heirs}
+        found = {route.id: route for route in self.splits.heir_routes()}
         found |= {route.id: route for route in self.environment.find_routes(state.descriptor.keyspace, keys)}
         found |= {route.id: route for route in self._hint()}
         return refusal(frame_id, Code.STALE_ROUTE, stamp=state.stamp, routes=tuple(found.values()))
@@ -268,7 +250,7 @@ class Replica:
         clock = self.environment.clock
         return self.stamps.peek(clock.wall_ms(), clock.boot_ms())
 
-    def _deadline(self, timeout_ms: int) -> int:
+    def deadline(self, timeout_ms: int) -> int:
         return self.environment.clock.boot_ms() + max(1, min(timeout_ms, DEADLINE_MS_MAX))
 
     # -- reading ---------------------------------------------------------------------------------------------------
@@ -329,7 +311,7 @@ class Replica:
             return
         for request in self.reads.take_served(state.applied_index):
             if self.failed:
-                request.answer(self._refuse_here(request.frame_id))
+                request.answer(self.refuse_here(request.frame_id))
                 continue
             try:
                 if request.max_staleness_ms == LINEARIZABLE:
@@ -339,7 +321,7 @@ class Replica:
                     self._serve(request, applied=state.applied_index, age_ms=age_ms)
             except DamagedRecord as error:
                 self.rot(error)
-                request.answer(self._refuse_here(request.frame_id))
+                request.answer(self.refuse_here(request.frame_id))
 
     # -- one turn --------------------------------------------------------------------------------------------------
 
@@ -422,7 +404,7 @@ class Replica:
             entry_stamp, split = own.stamp, own.split
             writes = [request.write for request in own.requests]
         if split is not None:
-            self._apply_split(state, entry, entry_stamp, split, own)
+            self.splits.apply(entry, entry_stamp, split, own)
         else:
             self._apply_writes(state, entry, entry_stamp, writes, own)
 
@@ -448,22 +430,6 @@ class Replica:
                 else:
                     request.answer(Results(request.frame_id, stamp, results))
                 request.release()
-
-    def _apply_split(
-        self, state: ShardState, entry: Entry, stamp: int, split: Split, own: ProposedEntry | None
-    ) -> None:
-        """The host makes the child in this turn (`Environment.births`)."""
-        outcome = state.apply_split(entry.index, entry.term, stamp, split)
-        self.stamps.on_applied(state.stamp, self.environment.clock.boot_ms())
-        if isinstance(outcome, ShardState):
-            self.environment.births.append(Birth(self, outcome, entry.index))
-            self._heirs.append(outcome.descriptor)
-            logger.info("group %d: split at %r; the right half is shard %d", self.group, split.key, split.child)
-        for request in own.requests if own is not None else ():
-            if isinstance(outcome, Failure):
-                request.answer(refusal(request.frame_id, Code(outcome.code), outcome.message, definite=True))
-            else:
-                request.answer(Results(request.frame_id, state.stamp, [split.child]))
 
     def _apply_conf_change(self, entry: Entry) -> None:
         state = self.state

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from base64 import b64encode
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -37,6 +38,7 @@ from kvstore.router.peer_api import PeerClient, encode_records
 from kvstore.router.placement_admin import PlacementAdmin
 from kvstore.router.router import ShardRouter
 from kvstore.router.shard_map import KEYSPACES
+from kvstore.router.split_admin import SplitAdmin
 from raft import RaftError
 
 CHANGE_SECONDS_MAX = 60.0
@@ -70,6 +72,7 @@ class NodeAdmin:
         self._started_ms = started_ms
         self.coordinator: Coordinator | None = None
         self.placement = PlacementAdmin(host, self)
+        self._splits = SplitAdmin(host, self)
         self._told: Records | None = None  # by a node with a replica of the meta group, as last asked
         self._operations: Mapping[str, Callable[..., Awaitable[dict[str, Any]]]] = {
             "admit": self.join,  # of a node that is none yet, and asks whomever it knows
@@ -79,6 +82,7 @@ class NodeAdmin:
             "remove_replica": self._remove_replica_here,
             "transfer": self._transfer_here,
             **self.placement.operations,
+            **self._splits.operations,
         }
 
     # -- what there is ---------------------------------------------------------------------------------------------
@@ -212,6 +216,18 @@ class NodeAdmin:
 
     async def transfer(self, shard: int, node: str) -> dict[str, Any]:
         return await self.at_leader(shard, "transfer", {"shard": shard, "node": node}, seconds=META_SECONDS_MAX)
+
+    async def split(self, shard: int, key: bytes | None, version: int | None = None) -> dict[str, Any]:
+        """At the user's key, or in the middle. `version`: only on this epoch; without it and without a key, on the one
+        that this node knows, so that a request that has to be repeated splits once."""
+        route = self._router.route_of(shard)
+        if route is None:
+            raise NotFound(f"this node knows no shard {shard}")
+        if key is None and version is None:
+            version = route.version
+        done = await self._splits.split(shard, key, version)
+        at = bytes.fromhex(done["key"])
+        return {"shard": shard, "child": done["child"], "at": ops_text(at), "at_base64": b64encode(at).decode()}
 
     async def at_leader(
         self, shard: int, operation: str, arguments: dict[str, Any], *, seconds: float = CHANGE_SECONDS_MAX

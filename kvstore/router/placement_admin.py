@@ -48,13 +48,14 @@ class NodeAccess(Protocol):
     def led(self, shard: int) -> Replica: ...
     def led_records(self) -> Records: ...
     async def transfer(self, shard: int, node: str) -> dict[str, Any]: ...
+    async def split(self, shard: int, key: bytes | None, version: int | None = None) -> dict[str, Any]: ...
 
 
 class PlacementAdmin:
     """See the module. `office` is set before anything is asked."""
 
     office: PlacementOffice
-    can_split = False
+    can_split = True
 
     def __init__(self, host: HostDriver, node: NodeAccess) -> None:
         self._host = host
@@ -199,7 +200,8 @@ class PlacementAdmin:
         return None  # the one that leads now will report
 
     async def split(self, shard: int, version: int) -> ShardReport | None:
-        raise Invalid("shards are not split yet")
+        await self._node.split(shard, None, version)
+        return None  # both halves will be reported
 
     async def _at_shard(
         self, operation: str, shard: int, *, seconds: float = CHANGE_SECONDS_MAX, **arguments: Any

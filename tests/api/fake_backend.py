@@ -418,6 +418,12 @@ class FakeAdmin:
     async def transfer(self, shard: int, node: str) -> dict[str, Any]:
         return self._on_shard("transfer", shard, node)
 
+    async def split(self, shard: int, key: bytes | None) -> dict[str, Any]:
+        if shard not in self.known_shards:
+            raise NotFound(f"there is no shard {shard}")
+        self.calls.append(("split", shard, key))
+        return {"shard": shard, "child": 9, "at": "m", "at_base64": "bQ=="}
+
     async def ready(self) -> dict[str, Any]:
         if not self.is_ready:
             raise Unavailable("no quorum")

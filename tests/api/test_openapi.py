@@ -118,7 +118,7 @@ CROSS_RULES = re.compile(
     "max_staleness_ms needs consistency=stale|wait_ms needs the version|there is no keyspace "
     "|give one condition|give a prefix, or start and end|name what to delete"
     "|the range's start lies behind its end|the cursor |.*_base64 is not base64|malformed batch: Invalid base64"
-    "|operation [0-9]+: give (key|value|expected) or |If-None-Match: [*] asks"
+    "|give the key as at or as at_base64|operation [0-9]+: give (key|value|expected) or |If-None-Match: [*] asks"
 )
 
 

@@ -244,3 +244,22 @@ def test_something_else_answers_there() -> None:
         line = Kvctl(f"http://127.0.0.1:{address[1]}").error("members", exit_code=1)
         other.join(10)
     assert line.startswith("kvctl: HTTP_502: ")
+
+
+def test_split_at_a_key_and_in_the_middle() -> None:
+    with ClusterThread() as thread:
+        ctl = Kvctl(thread.endpoints)
+        for number in range(8):
+            ctl("put", f"split-{number}", "v" * 50)
+        answer = ctl.json("shards", "split", "--at", "split-4")
+        assert (answer["shard"], answer["at"]) == (2, "split-4")
+        child = answer["child"]
+        assert ctl("shards", "split", "--at", "split-4").stdout == "shard 2 ends at split-4 already\n"
+        assert ctl("shards", "split", str(child)).stdout == (
+            f"shard {child} ends at split-6 now; shard {child + 1} begins there\n"
+        )
+        bounds = {row["id"]: (row["start"], row["end"]) for row in ctl.json("shards") if row["keyspace"] == "default"}
+        assert bounds == {2: ("", "split-4"), child: ("split-4", "split-6"), child + 1: ("split-6", "")}
+        assert len(ctl.json("scan", "--prefix", "split-")["items"]) == 8
+        assert "key group '{a}'" in ctl("shards", "split", "--at", "{a}b", exit_code=1).stderr
+        assert "name a SHARD" in ctl("shards", "split", exit_code=None).stderr

@@ -39,7 +39,7 @@ def split_at(
     assert replica.state is not None
     descriptor = replica.state.descriptor
     command = Split(descriptor.version, descriptor.conf, PREFIX + key, child, left_bytes)
-    request: SplitRequest | None = replica.stage_split(command, timeout_ms=10_000, reply=future.set_result)
+    request: SplitRequest | None = replica.splits.stage(command, timeout_ms=10_000, reply=future.set_result)
     if request is not None:
         node.host.track(request)
         node.host.mark(replica)
