@@ -40,6 +40,8 @@ class Counterexample:
     best: list[Operation] = field(default_factory=list)
     """The longest of them all."""
     state: State = None  # after `best`
+    edges: list[tuple[int, int, str, str]] = field(default_factory=list)
+    """Of a cycle of transactions instead: index of one, of one that must be later, kind, why."""
     stuck: list[Operation] = field(default_factory=list)
     """What would have to come next, and cannot in that state."""
 

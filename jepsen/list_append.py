@@ -20,7 +20,7 @@ from itertools import pairwise
 
 from jepsen import linearizability
 from jepsen.counterexample import Counterexample
-from jepsen.cycles import REALTIME, RW, WR, WW, Graph, find
+from jepsen.cycles import REALTIME, RW, WR, WW, Edge, Graph, find
 from jepsen.history import NEVER, History, Operation, Outcome, Value
 from jepsen.model import ILLEGAL, Model, ModelError, State
 from jepsen.narration import value_text
@@ -38,6 +38,7 @@ class Anomaly:
     name: str
     operations: list[Operation]
     lines: list[str]
+    edges: list[Edge] = field(default_factory=list)  # of a cycle: each leads to the next one's source
 
 
 @dataclass(slots=True)
@@ -79,7 +80,7 @@ class Verdict:
 
     def lines(self) -> Iterator[str]:
         yield f"{self.operations} transactions on lists, {self.seconds:.3f} s"
-        yield "strictly serializable, as far as was read" if self.valid else "not strictly serializable"
+        yield f"{Lists.promise}, as far as was read" if self.valid else f"not {Lists.promise}"
         for anomaly in self.anomalies:
             yield f"{anomaly.name}:"
             yield from (f"  {line}" for line in anomaly.lines)
@@ -89,6 +90,7 @@ class Lists(Model):
     """Transactions on lists as one sequential object: what strict serializability means, and what a page shows."""
 
     name = NAME
+    promise = "strictly serializable"
     functions = frozenset({"txn"})
 
     def initial(self) -> State:
@@ -121,18 +123,16 @@ def is_of(history: History) -> bool:
 def shown(history: History, verdict: Verdict) -> tuple[linearizability.Verdict, list[Counterexample]]:
     """The verdict in the form that report.write shows: each anomaly's transactions are a contradiction."""
     operations = [one for one in history.operations if one.outcome is not Outcome.FAILED]
-    parts = []
+    parts = [] if verdict.anomalies else [linearizability.Part(None, operations, Result(Answer.LEGAL))]
+    examples = []
     for anomaly in verdict.anomalies:
-        result = Result(Answer.ILLEGAL, why="\n".join([anomaly.name, *anomaly.lines]))
-        parts.append(linearizability.Part(anomaly.name, operations, result))
-    if not parts:
-        parts.append(linearizability.Part(None, operations, Result(Answer.LEGAL)))
-    examples = [
-        Counterexample(
-            part, core=sorted({one.index: one for one in anomaly.operations}.values(), key=lambda one: one.call)
-        )
-        for part, anomaly in zip(parts, verdict.anomalies, strict=False)
-    ]
+        why = "a cycle: each of these must come before the next" if anomaly.edges else anomaly.lines[0]
+        why = f"{anomaly.name}, {why}"
+        part = linearizability.Part(anomaly.name, operations, Result(Answer.ILLEGAL, why=why))
+        core = sorted({one.index: one for one in anomaly.operations}.values(), key=lambda one: one.call)
+        edges = [(edge.source, edge.target, edge.kind, edge.why) for edge in anomaly.edges]
+        parts.append(part)
+        examples.append(Counterexample(part, core, edges=edges))
     whole = linearizability.Verdict(verdict.valid, parts, verdict.operations, verdict.seconds, Lists())
     return whole, examples
 
@@ -151,7 +151,7 @@ def check(history: History) -> Verdict:
     for cycle in find(graph):
         operations = [by_index[edge.source] for edge in cycle.edges]
         lines = [f"{transaction_text(by_index[edge.source])}\n    -{edge.kind}-> {edge.why}" for edge in cycle.edges]
-        found.anomalies.append(Anomaly(cycle.name, operations, [*lines, f"{transaction_text(operations[0])}"]))
+        found.anomalies.append(Anomaly(cycle.name, operations, [*lines, transaction_text(operations[0])], cycle.edges))
     seconds = time.monotonic() - begin
     return Verdict(not found.anomalies, found.anomalies, len(history.operations), seconds)
 

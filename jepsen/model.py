@@ -68,6 +68,8 @@ class Model:
     """The base of all models; see the module's docstring for what each method promises."""
 
     name = "?"
+    promise = "linearizable"
+    """What a history with a legal order is called."""
     functions: frozenset[str] = frozenset()
     """The operations it knows; what a file's model is guessed from."""
 

@@ -30,6 +30,8 @@ def value_text(value: Value) -> str:
 
 def operation_text(one: Operation) -> str:
     """`write 3`, `read -> 3`, `cas [1 2] -> refused, saw 3`, `write 3 -> unknown`."""
+    if one.f == "txn":
+        return _transaction_text(one)
     asked = f"{one.f} {value_text(one.input)}" if one.input is not None else one.f
     if one.outcome is Outcome.UNKNOWN:
         return f"{asked} -> unknown"
@@ -44,6 +46,16 @@ def operation_text(one: Operation) -> str:
     return f"{asked} -> {value_text(one.output)}"
 
 
+def _transaction_text(one: Operation) -> str:
+    """`r x [1 2] · append y 3`: the steps as they were answered, or else as they were asked."""
+    steps = one.output if one.known else one.input
+    if not isinstance(steps, tuple):
+        return f"txn {value_text(steps)}"
+    words = (" ".join(map(value_text, step)) if isinstance(step, tuple) else value_text(step) for step in steps)
+    ending = {Outcome.OK: "", Outcome.UNKNOWN: " -> unknown", Outcome.FAILED: " -> failed"}[one.outcome]
+    return " · ".join(words) + ending
+
+
 def verdict_lines(history: History, verdict: Verdict) -> Iterator[str]:
     parts = len(verdict.parts)
     split = "" if parts < 2 else f" in {parts} parts"
@@ -51,12 +63,12 @@ def verdict_lines(history: History, verdict: Verdict) -> Iterator[str]:
     if history.truncated:
         yield "the last line of the file was cut off and is left out"
     if verdict.valid:
-        yield "linearizable"
+        yield verdict.model.promise
         return
     for part in verdict.parts:
         if part.answer is not Answer.LEGAL and part.result is not None:
             name = "" if part.key is None else f"key {value_text(part.key)}: "
-            word = "not linearizable" if part.answer is Answer.ILLEGAL else "not known"
+            word = f"not {verdict.model.promise}" if part.answer is Answer.ILLEGAL else "not known"
             yield f"{name}{word}: {part.result.why}"
 
 

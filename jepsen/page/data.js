@@ -9,7 +9,7 @@ const timed = count > 0 && ops.begin.every((one) => one !== null);
 const lastTime = timed ? ops.begin.concat(ops.end).concat(data.marks.map((mark) => mark[6])).reduce((a, b) => Math.max(a, b ?? 0), 0) : 0;
 const firstTime = timed ? ops.begin.concat(data.marks.map((mark) => mark[5] ?? Infinity)).reduce((a, b) => Math.min(a, b), Infinity) : 0;
 
-const WORDS = { valid: "linearizable", invalid: "not linearizable", unknown: "not known", skipped: "not looked at" };
+const WORDS = { valid: data.promise, invalid: `not ${data.promise}`, unknown: "not known", skipped: "not looked at" };
 const KINDS = [
   ["read", ["read", "get", "contains", "scan"], "read"],
   ["write", ["write", "put", "append", "add", "enqueue", "acquire"], "write"],

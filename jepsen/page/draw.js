@@ -44,6 +44,7 @@ function drawLines(canvas, view) {
   for (const [lane, y] of rows) for (const op of lane.ops) drawTail(pen, view, width, op, y);
   for (const [lane, y] of rows) for (const op of lane.ops) drawBar(pen, view, width, op, y);
   if (view.order) drawOrder(pen, view, width);
+  drawEdges(pen, view, width);
   for (const [lane, y] of rows) lane.ops.forEach((op, index) => drawText(pen, view, width, op, lane.ops[index + 1], y));
   pen.restore();
   drawAxis(pen, view, width);
@@ -149,7 +150,7 @@ function drawText(pen, view, width, op, next, y) {
   const [left, right] = rooms.reduce((a, b) => (b[1] - b[0] > a[1] - a[0] ? b : a));
   const room = Math.floor((right - left - 8) / CHARACTER);
   const text = ops.text[op].replace(" -> ", " → ").replace(/ → unknown$/, " ?");
-  const short = text.replace(/^(read|get) → |^(write|append|put|add) /, "");
+  const short = ops.f[op] === "txn" ? text : text.replace(/^(read|get) → |^(write|append|put|add) /, "");
   const fitting = [text, short].find((one) => one.length <= room);
   const free = next === undefined ? width : xOf(view, width, view.axis.begin(next));
   const after = Math.max(to, point + round) + 5;
@@ -191,6 +192,39 @@ function drawOrder(pen, view, width) {
   pen.textAlign = "center";
   for (const [x, y, index] of points) drawPoint(pen, view, x, y, index);
   pen.textAlign = "left";
+}
+
+/* A cycle of transactions: arrows to what must come later, bowed so that two between the same pair can be told apart. */
+function drawEdges(pen, view, width) {
+  const middle = (op) => {
+    const [from, to] = span(view, width, op);
+    return [(Math.max(from, GUTTER) + Math.min(to, width)) / 2, yOf(view, view.rowOf.get(op)) + laneHeight(view) / 2];
+  };
+  for (const [source, target, kind] of view.open.part.edges ?? []) {
+    const [x, y] = middle(source), [goalX, goalY] = middle(target);
+    const long = Math.hypot(goalX - x, goalY - y) || 1, bow = Math.min(46, 14 + long * 0.16);
+    const bendX = (x + goalX) / 2 - ((goalY - y) / long) * bow, bendY = (y + goalY) / 2 + ((goalX - x) / long) * bow;
+    pen.strokeStyle = pen.fillStyle = colours.bad;
+    pen.lineWidth = 2;
+    pen.beginPath();
+    pen.moveTo(x, y);
+    pen.quadraticCurveTo(bendX, bendY, goalX, goalY);
+    pen.stroke();
+    const angle = Math.atan2(goalY - bendY, goalX - bendX);
+    pen.beginPath();
+    pen.moveTo(goalX, goalY);
+    pen.lineTo(goalX - 11 * Math.cos(angle - 0.4), goalY - 11 * Math.sin(angle - 0.4));
+    pen.lineTo(goalX - 11 * Math.cos(angle + 0.4), goalY - 11 * Math.sin(angle + 0.4));
+    pen.fill();
+    const atX = (x + 2 * bendX + goalX) / 4, atY = (y + 2 * bendY + goalY) / 4, wide = kind.length * CHARACTER + 12;
+    pen.beginPath();
+    pen.roundRect(atX - wide / 2, atY - 9, wide, 18, 9);
+    pen.fill();
+    pen.fillStyle = colours["bar-ink"];
+    pen.textAlign = "center";
+    pen.fillText(kind, atX, atY + 0.5);
+    pen.textAlign = "left";
+  }
 }
 
 function drawPoint(pen, view, x, y, index) {

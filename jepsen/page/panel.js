@@ -30,7 +30,8 @@ function showLegend() {
   if (used.has("other")) entries.push(["background: var(--other)", "other"]);
   if (ops.outcome.includes(UNKNOWN)) entries.push(["border: 1.5px dashed var(--write)", "unknown outcome"]);
   if (ops.outcome.includes(FAILED)) entries.push(["border: 1.5px solid var(--faint)", "failed, did not happen"]);
-  if (data.verdict === "invalid") entries.push(["border: 2px solid var(--bad)", "part of the contradiction"], ["background: var(--bad)", "cannot follow"]);
+  if (data.verdict === "invalid") entries.push(["border: 2px solid var(--bad)", "part of the contradiction"]);
+  if (data.parts.some((part) => part.stuck?.length)) entries.push(["background: var(--bad)", "cannot follow"]);
   if (data.marks.length) entries.push(["background: var(--band-line)", "fault"]);
   byId("legend").replaceChildren(...entries.map(([style, words]) => make("span", {}, make("i", { style }), words)));
 }
@@ -87,10 +88,11 @@ function showPanel(view, choose) {
   const sections = [];
   if (view.chosen >= 0) sections.push(make("section", { class: "card" }, make("h2", {}, "Operation"), make("b", {}, ops.text[view.chosen]), facts(view, view.chosen)));
   sections.push(verdictOf(part));
-  if (core.size) {
-    const least = part.smallest ? "These contradict each other" : "These contain a contradiction";
+  if (part.edges?.length) sections.push(cycleSection(view, part, choose));
+  else if (core.size) {
+    const past = part.begin ? "the state was before and whatever " : "";
     sections.push(make("section", {}, make("h2", {}, `Contradiction · ${number(core.size)} of ${number(part.ops.length)}`),
-      make("p", {}, `${least}, whatever ${part.begin ? "the state was before and whatever " : ""}became of all other operations.`),
+      part.smallest ? make("p", {}, `These contradict each other, whatever ${past}became of all other operations.`) : null,
       list(part.core.map((op) => () => row(view, op, choose)))));
   }
   if (part.stuck && (part.stuck.length || part.orders.length)) {
@@ -104,10 +106,15 @@ function showPanel(view, choose) {
   byId("panel").replaceChildren(...sections);
 }
 
+function cycleSection(view, part, choose) {
+  const steps = part.edges.flatMap(([source, , kind, why]) => [row(view, source, choose), make("p", { class: "edge" }, make("b", {}, kind), ` ${why}`)]);
+  return make("section", {}, make("h2", {}, `Cycle · ${number(part.edges.length)} transactions`), make("div", { class: "rows" }, ...steps, row(view, part.edges[0][0], choose)));
+}
+
 function verdictOf(part) {
   const words = { valid: "Every operation has a place in one order that keeps real time and that the model accepts.", skipped: part.why };
   const state = part.answer === "valid" && !part.orders.length ? "" : (words[part.answer] ?? part.why);
-  return make("section", {}, make("h2", {}, part.name ? `Key ${part.name}` : "Verdict"),
+  return make("section", {}, make("h2", {}, part.name && !part.edges?.length ? `Part ${part.name}` : "Verdict"),
     make("p", {}, dot(part.answer), ` ${WORDS[part.answer]}`), state ? make("p", {}, state) : null,
     part.configurations ? make("p", {}, `${number(part.configurations)} configurations searched`) : null);
 }

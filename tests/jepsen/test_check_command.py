@@ -94,6 +94,7 @@ def test_transactions_on_lists_are_told_by_their_cycles(tmp_path: Path) -> None:
     assert "-realtime->" in result.stdout
     page = (tmp_path / "page.html").read_text()
     assert "G-single-realtime" in page
+    assert '"edges":[[1,0,"rw","read x as [], without 1 of"],[0,1,"realtime",' in page
     good = _lines(path, {**txn, "type": "invoke", "value": [["append", "x", 1]]}, {**txn, "type": "info"})
     result, last = _run(good, "--html", tmp_path / "page.html", "--model", "list-append")
     assert (result.exit_code, last["valid"]) == (0, True)
