@@ -101,6 +101,23 @@ def test_gossip_core_is_pure(path: Path) -> None:
     assert not _imports(path) & own, f"{path.name} imports what does I/O"
 
 
+PLACEMENT_CORE = ("board", "filters", "moves", "operators", "safety", "shares", "thresholds", "view", "schedulers")
+"""What decides: tried on paper, by table and by seed. What observes and acts is beside it."""
+
+
+@pytest.mark.parametrize("name", PLACEMENT_CORE)
+def test_what_places_is_pure(name: str) -> None:
+    own = {f"kvstore.placement.{module}" for module in PLACEMENT_CORE}
+    base = {f"kvstore.base.{module}" for module in ("errors", "ids", "limits", "shards")}
+    paths = [*ROOT.glob(f"kvstore/placement/{name}.py"), *ROOT.glob(f"kvstore/placement/{name}/*.py")]
+    assert paths
+    for module in {module for path in paths for module in _imports(path)}:
+        if module.startswith("kvstore"):
+            assert module in base or ".".join(module.split(".")[:3]) in own, f"{name} imports {module}"
+        else:
+            assert module.split(".")[0] in PURE_STDLIB | {"heapq", "msgspec"}, f"{name} imports {module}"
+
+
 CHECKERS = (
     *("history", "formats", "model", "models", "search", "linearizability", "counterexample", "narration", "report"),
     *("set_check", "list_append", "cycles", "check_command", "commands"),
