@@ -44,6 +44,18 @@ def promote(view: View, shard: ShardView, *, node: str, kind: Kind, reason: str)
     return make_plan(view, shard, kind, [Step(StepKind.PROMOTE, node)], shard.nodes, shard.leader, reason)
 
 
+def swap(view: View, shard: ShardView, *, node: str, away: str, kind: Kind, reason: str) -> Plan | None:
+    """The learner on `node` in place of the voter on `away`. None where that one leads and nobody else can."""
+    nodes = tuple(one for one in shard.nodes if one != away)
+    if shard.leader != away:
+        return make_plan(view, shard, kind, [Step(StepKind.SWAP, node, away)], nodes, shard.leader, reason)
+    to = heir(view, shard, but=away)
+    if to is None:
+        return None
+    steps = [Step(StepKind.TRANSFER, to), Step(StepKind.SWAP, node, away)]
+    return make_plan(view, shard, kind, steps, nodes, to, reason)
+
+
 def remove(view: View, shard: ShardView, *, node: str, kind: Kind, reason: str) -> Plan | None:
     """None where it leads and nobody else can."""
     nodes = tuple(one for one in shard.nodes if one != node)

@@ -41,7 +41,7 @@ class Thresholds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Replicas on their way from one node, which is the leader of their shards."""
     transfers_max: Annotated[int, Meta(ge=1, le=1_000)] = 8
     """Leaderships on their way, in all: each is a pause of a few milliseconds for its shard."""
-    disk_used_max: Annotated[float, Meta(gt=0, le=1)] = 0.85
+    disk_used_max: Annotated[float, Meta(gt=0, le=1)] = 0.9
     """A node with a larger part of its disk in use receives nothing."""
     balance_tolerance: Annotated[float, Meta(ge=0.01, le=1)] = 0.05
     """How far counts may be from their share before something is moved."""

@@ -120,6 +120,7 @@ class View:
         self._placed: dict[int, Placement] = {}  # what is counted of each shard
         self._wanted: dict[int, int] = {}
         self._rest: dict[int, float] = {}  # shard -> until when it is left alone
+        self._learning: dict[int, float] = {}  # shard -> since when it has been seen with a learner
         self._least: dict[int, Crowding] = {}  # by number of replicas, from the nodes
         self._shares: dict[str, float] | None = None  # until nodes or the number of shards change
         self._present = 0  # nodes that are not removed
@@ -138,6 +139,10 @@ class View:
     def in_service(self, node: str) -> bool:
         known = self.nodes.get(node)
         return known is not None and known.in_service
+
+    def is_draining(self, node: str) -> bool:
+        known = self.nodes.get(node)
+        return known is not None and known.draining
 
     def is_removed(self, node: str) -> bool:
         known = self.nodes.get(node)
@@ -192,6 +197,10 @@ class View:
     def rests(self, shard: int) -> bool:
         return self._rest.get(shard, 0.0) > self.now
 
+    def learning_seconds(self, shard: int) -> float:
+        """How long it has been seen with a learner."""
+        return self.now - self._learning.get(shard, self.now)
+
     def has_room(self) -> bool:
         return len(self.running) < self.thresholds.operators_max
 
@@ -229,6 +238,10 @@ class View:
         if before is not None:
             self._count(shard.id, -1)
         self.shards[shard.id] = shard
+        if shard.learners:
+            self._learning.setdefault(shard.id, self.now)
+        else:
+            self._learning.pop(shard.id, None)
         plan = self.running.get(shard.id)
         self._placed[shard.id] = plan.placement if plan else Placement(shard.nodes, shard.leader)
         self._count(shard.id, +1)
@@ -240,7 +253,7 @@ class View:
         del self.shards[shard], self._placed[shard]
         self.sizes[self._wanted.pop(shard)] -= 1
         self._shares = None
-        for index in (self.unwell, self.crowded, self.oversize, self._rest):
+        for index in (self.unwell, self.crowded, self.oversize, self._rest, self._learning):
             index.pop(shard, None)
 
     def begin(self, plan: Plan) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from kvstore.placement.schedulers.drain import drain, drain_state
-from kvstore.placement.schedulers.repair import repair
+from kvstore.placement.schedulers.repair import LEARNER_SECONDS_MAX, repair
 from kvstore.placement.schedulers.split import split
 from kvstore.placement.schedulers.spread import spread
 from kvstore.placement.thresholds import Thresholds
@@ -49,7 +49,10 @@ def test_repair(nodes: dict[str, Any], shard: str, expected: str) -> None:
     [
         ({"nodes": "abc"}, "ab", "c", "^c"),  # finish what broke off
         ({"nodes": "abcd"}, "abc", "d", "-d"),  # not needed
-        ({"nodes": "abcd", "lost": "c"}, "abc", "d", "^d"),  # c goes in the next plan
+        ({"nodes": "abcd", "lost": "c"}, "abc", "d", "~d-c"),
+        ({"nodes": "abcd", "draining": "a"}, "abc", "d", ">b ~d-a"),
+        ({"nodes": "abcd", "draining": "a", "lost": "c"}, "abc", "d", "~d-c"),
+        ({"nodes": "abc", "draining": "a"}, "a", "b", "^b"),  # nobody else could lead before
         ({"nodes": "abcd", "down": "d"}, "ab", "d", "-d"),
         ({"nodes": "abcd", "removed": "d"}, "ab", "d", "-d"),
         ({"nodes": "abcd", "draining": "d"}, "ab", "d", "-d"),
@@ -57,6 +60,7 @@ def test_repair(nodes: dict[str, Any], shard: str, expected: str) -> None:
 )
 def test_additions_that_broke_off(nodes: dict[str, Any], voters: str, learner: str, expected: str) -> None:
     view = with_shards(picture(**nodes), voters, learners=learner)
+    view.now += LEARNER_SECONDS_MAX
     assert " ".join(map(told, plans(view, repair))) == expected
 
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kvstore.placement.filters import best_target, can_send
-from kvstore.placement.moves import add, promote, remove, replace
+from kvstore.placement.moves import add, promote, remove, replace, swap
 from kvstore.placement.operators import Kind, Plan
 from kvstore.placement.safety import danger, has_quorum
 from kvstore.placement.view import ShardView, View
+
+LEARNER_SECONDS_MAX = 30.0  # for an addition by hand; then a learner that nobody needs is taken back
 
 
 def repair(view: View) -> Iterator[Plan]:
@@ -55,12 +57,25 @@ def _repair_one(view: View, shard: ShardView) -> Plan | None:
 
 
 def _finish(view: View, shard: ShardView, *, missing: int) -> Plan | None:
-    """A learner without a running plan is an addition that broke off: take it in where it is needed."""
+    """A learner without a running plan: take it in where it is needed, in place of a voter that is to go if there is
+    one. Where it is not, its addition broke off, or somebody adds it by hand just now."""
     for node in sorted(shard.learners):
+        going = sorted(shard.voters, key=lambda one: (not view.is_lost(one), one))
+        going = [one for one in going if view.is_lost(one) or view.is_draining(one)]
+        if going and view.in_service(node) and (plan := _take_over(view, shard, node, going[0])) is not None:
+            return plan
+        if view.in_service(node) and missing <= 0 and view.learning_seconds(shard.id) < LEARNER_SECONDS_MAX:
+            return None
         if not view.in_service(node) or missing <= 0:
             why = "its addition broke off" if view.in_service(node) else "it was being added, and its node is not there"
             return remove(view, shard, node=node, kind=Kind.REPAIR, reason=why)
     return promote(view, shard, node=min(shard.learners), kind=Kind.REPAIR, reason="it has no vote yet")
+
+
+def _take_over(view: View, shard: ShardView, node: str, away: str) -> Plan | None:
+    why = "is drained" if view.is_draining(away) else "is down for too long or removed"
+    reason = f"{view.name(away)} {why}, and {view.name(node)} has begun to take over"
+    return swap(view, shard, node=node, away=away, kind=Kind.REPAIR, reason=reason)
 
 
 def _shrink(view: View, shard: ShardView, wanted: int) -> Plan | None:
