@@ -261,19 +261,21 @@ class Sessions:
     # -- bytes
 
     def prepare(self, count: int) -> bool:
-        """Encode up to `count` of the sessions that a split's child has to write at its first flush, so that the flush
-        itself need not do all of them in one step; whether none is left."""
-        for _ in range(min(count, len(self._unsaved))):
+        """Encode about `count` answers of the sessions that a split's child has to write at its first flush (whole
+        sessions), so that the flush itself need not do all of them in one step; whether none is left."""
+        while self._unsaved and count > 0:
             session_id = self._unsaved.pop()
             session = self.table.get(session_id)
+            count -= 1
             if session is not None and session_id not in self._changed:
                 self._saved[session_id] = encode_session(session)
+                count -= len(session.answers)
         return not self._unsaved
 
     def take_changes(self) -> dict[bytes, bytes | None]:
         """Every session that changed since the last call, as it is to be stored; None = forgotten. The first call for
         the child of a split gives all of them."""
-        self.prepare(len(self._unsaved))
+        self.prepare(len(self._unsaved) + self.answers)
         changes: dict[bytes, bytes | None] = dict(self._saved)
         self._saved = {}
         for session_id in sorted(self._changed):

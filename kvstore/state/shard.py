@@ -308,7 +308,8 @@ class ShardState:
     # -- flush
 
     def prepare_change(self, count: int) -> bool:
-        """Do some of the work of `change` before it is called; whether nothing of it is left to be done so."""
+        """Do some of the work of `change` before it is called, for about so many answers; whether nothing of it is left
+        to be done so."""
         return self._sessions.prepare(count)
 
     def image(self) -> ShardImage:

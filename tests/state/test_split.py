@@ -323,6 +323,7 @@ def test_first_flush_of_a_child_writes_every_session() -> None:
     assert isinstance(child, ShardState)
     assert child.dirty
     assert not child.prepare_change(7)
+    assert len(child._sessions._unsaved) == 16
     again = write(Put(2, b"y", b""), session=b"session-%08d" % 19, version=2)
     child.apply_entry(2, 2, STAMP, [DecodedWrite.decode(again)])
     assert child.prepare_change(100)
