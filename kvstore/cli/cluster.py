@@ -205,7 +205,7 @@ async def _list_shards(target: Target) -> None:
         print_json(rows)
         return
     print_table(
-        ("SHARD", "KEYSPACE", "START", "END", "EPOCH", "LEADER", "REPLICAS", ">SIZE"),
+        ("SHARD", "KEYSPACE", "START", "END", "EPOCH", "LEADER", "REPLICAS", ">SIZE", ">LOAD"),
         [
             (
                 f"{row.get('id')} (meta)" if row.get("id") == META_SHARD else str(row.get("id")),
@@ -216,6 +216,7 @@ async def _list_shards(target: Target) -> None:
                 row.get("leader"),
                 _replicas_text(row.get("replicas")),
                 bytes_text(_number(row, "approximate_bytes")),
+                f"{(_number(row, 'reads_per_second') or 0) + (_number(row, 'writes_per_second') or 0):,}/s",
             )
             for row in rows
         ],

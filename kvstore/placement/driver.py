@@ -40,8 +40,6 @@ class Actions(Protocol):
     """What is asked of a shard's leader. Each raises KVError; the answer holds how the shard is then, where that is
     known. `conf`: only on this membership."""
 
-    can_split: bool
-
     async def add_learner(self, shard: int, node: str, conf: int) -> ShardReport | None: ...
     async def promote(self, shard: int, node: str, conf: int, *, other: str) -> ShardReport | None:
         """`other`: the voter that goes in the same change; "" = none."""
@@ -58,7 +56,6 @@ class PlacementDriver:
         """`now`: seconds on a clock that only rises. `first_id`: above those of all drivers before."""
         self.view = View()
         self.view.now = now
-        self.view.can_split = actions.can_split
         self.board = OperatorBoard(self.view, first_id=first_id)
         self._actions = actions
         self._began = now

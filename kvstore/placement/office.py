@@ -114,6 +114,10 @@ class PlacementOffice:
 
     # -- every node's side -----------------------------------------------------------------------------------------
 
+    def load(self, shard: int) -> tuple[int, int]:
+        """(reads, writes) a second where it is led here; (0, 0) elsewhere."""
+        return self._reporter.load(shard)
+
     def wake(self) -> None:
         """What is led here has changed: worth a report ahead of time."""
         self._news.set()

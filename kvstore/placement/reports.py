@@ -131,6 +131,11 @@ class Reporter:
         """The last report may not have arrived, or its receiver knows nothing of the ones before."""
         self._full = True
 
+    def load(self, group: int) -> tuple[int, int]:
+        """(reads, writes) a second of a shard that is led here, smoothed; (0, 0) of others."""
+        meter = self._meters.get(group)
+        return (round(meter.reads), round(meter.writes)) if meter is not None else (0, 0)
+
     def collect(self, now: float) -> NodeReport:
         """What is new at `now` (seconds of a clock that only rises); everything after `forget`."""
         full, self._full = self._full, False

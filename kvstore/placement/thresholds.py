@@ -31,7 +31,7 @@ class Thresholds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     wait out than to copy everything."""
     replication_factor: Annotated[int, Meta(ge=1, le=7)] = 3
     rebalance: bool = True
-    """False: only repair, drain and spread move anything."""
+    """False: only repair, drain and spread move anything, and shards are split."""
     split_bytes: Annotated[int, Meta(ge=1 * MIB, le=4096 * MIB)] = 64 * MIB
     split_load: Annotated[int, Meta(ge=10, le=1_000_000_000)] = 10_000
     operators_max: Annotated[int, Meta(ge=1, le=1_000)] = 64

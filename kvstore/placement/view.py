@@ -102,7 +102,6 @@ class View:
         self.thresholds = thresholds
         self.factors = dict(factors or {})
         self.now = 0.0  # seconds, the driver's clock
-        self.can_split = True  # whether anybody carries splits out
         self.nodes: dict[str, NodeView] = {}
         self.shards: dict[int, ShardView] = {}
         self.running: dict[int, Plan] = {}  # by shard

@@ -158,6 +158,7 @@ class NodeAdmin:
         start, end = user_bounds(descriptor)
         leader = self._environment.address_of(replica.leader_node)
         progress = replica.raw.status().progress if replica.is_leader else {}
+        reads, writes = self.placement.office.load(descriptor.id)
         return {
             "id": descriptor.id,
             "keyspace": names.get(descriptor.keyspace, str(descriptor.keyspace)),
@@ -179,6 +180,8 @@ class NodeAdmin:
             "revision": replica.state.revision,
             "applied": replica.state.applied_index,
             "approximate_bytes": replica.state.data_bytes,
+            "reads_per_second": reads,
+            "writes_per_second": writes,
             "log_bytes": replica.log.bytes_behind(replica.raw.last_index),
         }
 

@@ -55,7 +55,6 @@ class PlacementAdmin:
     """See the module. `office` is set before anything is asked."""
 
     office: PlacementOffice
-    can_split = True
 
     def __init__(self, host: HostDriver, node: NodeAccess) -> None:
         self._host = host

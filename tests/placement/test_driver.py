@@ -22,7 +22,6 @@ from kvstore.placement.wishes import Wishes
 
 
 class Leaders:
-    can_split = True
     """Fulfils `driver.Actions`."""
 
     def __init__(self, *shards: str) -> None:

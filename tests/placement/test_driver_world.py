@@ -32,7 +32,6 @@ RULES = Thresholds(dead_after_seconds=5, rest_seconds=2, receiving_max=4, sendin
 
 
 class Cluster:
-    can_split = True
     """Fulfils `driver.Actions` at the shards' leaders, and does for the driver what nodes do."""
 
     def __init__(self, world: World) -> None:

@@ -31,13 +31,11 @@ from kvstore.placement.view import View
 
 Scheduler = Callable[[View], Iterator[Plan]]
 
-KEEPING: tuple[Scheduler, ...] = (repair, drain, spread)
+KEEPING: tuple[Scheduler, ...] = (repair, drain, spread, split)
 """Always."""
-SPLITTING: tuple[Scheduler, ...] = (split,)
 BALANCING: tuple[Scheduler, ...] = (balance_replicas, balance_bytes, balance_leaders, balance_load)
 """Where the setting `rebalance` is on."""
 
 
 def schedulers_of(view: View) -> tuple[Scheduler, ...]:
-    splitting = SPLITTING if view.can_split else ()
-    return (*KEEPING, *splitting, *(BALANCING if view.thresholds.rebalance else ()))
+    return (*KEEPING, *BALANCING) if view.thresholds.rebalance else KEEPING
