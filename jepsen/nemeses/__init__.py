@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jepsen.nemeses.administration import KillPlacement, Membership, Transfer
+from jepsen.nemeses.administration import Drain, KillPlacement, Membership, Split, Transfer
 from jepsen.nemeses.base import Nemesis
 from jepsen.nemeses.network import (
     Flapping,
@@ -39,6 +39,8 @@ NEMESES: dict[str, type[Nemesis]] = {
         Slow,
         Lossy,
         Transfer,
+        Split,
+        Drain,
         Membership,
     )
 }

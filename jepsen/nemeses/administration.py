@@ -6,6 +6,7 @@ from jepsen.nemeses.base import Attack, Nemesis
 
 META_SHARD = 1
 NODES_MAX = 7
+SHARDS_MAX = 24
 
 
 class Transfer(Nemesis):
@@ -62,6 +63,65 @@ class Membership(Nemesis):
                 return
         node.retired = False
         await self.cluster.start(joined)
+
+
+class Split(Nemesis):
+    """A shard is cut in two, at a key that clients use or in the middle of its data."""
+
+    name = "split"
+    seconds = (0.0, 0.0)
+
+    async def strike(self) -> object:
+        shards = await self.cluster.shards()
+        shard = await self.attack.user_shard()
+        if shard is None or len(shards) >= SHARDS_MAX or not self.cluster.running:
+            return None
+        body = {} if self.rng.random() < 0.3 else {"at": self.rng.choice(self._keys())}
+        through = self.rng.choice(self.cluster.running)
+        status, _ = await self.cluster.ask(through, f"/v1/shards/{shard}/split", method="POST", body=body)
+        return [shard, body.get("at"), status]
+
+    def _keys(self) -> list[str]:
+        """In the middle of what the workloads write; a key that is not the shard's is refused, which is fine, too."""
+        number = self.rng.randrange(1 << 32)
+        return [
+            f"register/{number:08x}",
+            f"scan/{number % 100_000:06d}",
+            "counter/",
+            "set/",
+            "stale/2",
+            "idempotence/3",
+        ]
+
+
+class Drain(Nemesis):
+    """A node gives up its leaderships and replicas where others can take them, and is taken back."""
+
+    name = "drain"
+    seconds = (3.0, 10.0)
+
+    def __init__(self, attack: Attack) -> None:
+        super().__init__(attack)
+        self._drained: str | None = None
+
+    async def strike(self) -> object:
+        name = self.rng.choice(self.cluster.names)
+        if await self._ask(name, "POST"):
+            self._drained = name
+        return self._drained
+
+    async def mend(self) -> None:
+        drained, self._drained = self._drained, None
+        if drained is not None and drained in self.cluster.names:
+            await self._ask(drained, "DELETE")
+
+    async def _ask(self, name: str, method: str) -> bool:
+        """Whether it was done, by whichever node can."""
+        for through in self.cluster.running * 5:
+            status, _ = await self.cluster.ask(through, f"/v1/members/{name}/drain", method=method)
+            if status in (200, 404):
+                return status == 200
+        return False
 
 
 class KillPlacement(Nemesis):
