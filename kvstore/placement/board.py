@@ -21,6 +21,9 @@ ROUND_PLANS_MAX = 200  # begun in one round: bounds how long a round holds the l
 FAILURES_MAX = 8  # doublings of a shard's rest after operators that failed
 NEEDS_TARGET = (StepKind.ADD_LEARNER, StepKind.PROMOTE, StepKind.SWAP, StepKind.TRANSFER)
 
+RESTING = (Kind.LOAD, Kind.SPLIT_LOAD)
+"""What was done about a load shows in the smoothed loads only after a while."""
+
 
 class OperatorBoard:
     """See the module."""
@@ -123,5 +126,5 @@ class OperatorBoard:
             rest *= 2.0 ** (min(failures, FAILURES_MAX) - FAILURES_MAX // 2)
         else:
             self._failures.pop(shard, None)
-        rests = operator.state != State.DONE or operator.plan.kind in (Kind.LOAD, Kind.SPLIT)
+        rests = operator.state != State.DONE or operator.plan.kind in RESTING
         self.view.end(shard, rest_seconds=rest if rests else 0.0)

@@ -43,6 +43,7 @@ class Kind(StrEnum):
     DRAIN = "drain"
     SPREAD = "spread"
     SPLIT = "split"
+    SPLIT_LOAD = "split by load"
     REPLICAS = "balance replicas"
     LEADERS = "balance leaders"
     LOAD = "balance load"

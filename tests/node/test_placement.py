@@ -173,17 +173,45 @@ async def test_settings_are_of_the_whole_cluster_and_survive(cluster: LocalClust
             await admin_of(cluster).set_settings(wrong)
 
 
-async def test_many_shards_are_balanced_over_a_node_that_joins(cluster: LocalCluster) -> None:
-    """With two shards there is little to balance: the meta group stays on three of four nodes, and so does the other;
-    but no node has more than two replicas, and leaders are on two nodes."""
-    await cluster.add("n4")
+async def test_data_that_grows_is_split_and_spread_over_a_node_that_joins(cluster: LocalCluster) -> None:
+    """Under load, which sees no error; and everything is there in the end."""
     await all_members(cluster)
+    await admin_of(cluster).set_settings({"split_bytes": 1 << 20, "receiving_max": 8, "sending_max": 8})
+    async with cluster.client() as kv, load(kv) as errors:
+        value = b"v" * 1_000
+        for number in range(0, 10_000, 500):
+            await asyncio.gather(*(kv.put(b"%06d" % (number + one), value) for one in range(500)))
 
-    async def balanced() -> bool:
-        replicas = Counter(name for shard in (1, 2) for name in voters(cluster, shard))
-        leaders = {await cluster.leader(1), await cluster.leader(2)}
-        return sum(replicas.values()) == 6 and len(replicas) == 4 and len(leaders) == 2
+        async def has_split() -> bool:
+            return len(led(cluster)) >= 10
 
-    await cluster.until(balanced)
-    with pytest.raises(NotFound):
-        await admin_of(cluster).cancel_operator(1)
+        await cluster.until(has_split)
+        await cluster.add("n4")
+
+        async def balanced() -> bool:
+            shards = led(cluster)
+            replicas = Counter(name for shard in shards for name in voters(cluster, shard))
+            leaders = Counter(shards.values())
+            if set(replicas) != set(cluster.nodes) or sum(replicas.values()) != 3 * len(shards):
+                return False
+            return spread_of(replicas) <= 2 and spread_of(leaders) <= 3 and len(leaders) == 4
+
+        await cluster.until(balanced)
+        assert len([item async for item in kv.scan(prefix=b"00")]) == 10_000
+    assert errors == []
+    rows = await admin_of(cluster).operators()
+    assert {"split", "balance replicas"} <= {row["kind"] for row in rows}
+
+
+def led(cluster: LocalCluster) -> dict[int, str]:
+    """Shard -> the name of the node that leads it."""
+    return {
+        shard: name
+        for name, node in cluster.nodes.items()
+        for shard, replica in node.host.core.replicas.items()
+        if replica.leads is not None
+    }
+
+
+def spread_of(counts: Counter[str]) -> int:
+    return max(counts.values()) - min(counts.values())

@@ -171,5 +171,5 @@ def test_split_by_size_and_by_load() -> None:
     view = with_shards(view, "abc", first=5, data_bytes=99 << 20, splittable=False)
     view = with_shards(view, "abc", first=6, data_bytes=99 << 20, joint=True)
     view = with_shards(view, "abc", first=1, data_bytes=99 << 20)
-    found = {plan.shard: plan.reason for plan in plans(view, split)}
-    assert found == {2: "64 MiB", 4: "10000 operations a second"}
+    found = {plan.shard: (plan.kind.value, plan.reason) for plan in plans(view, split)}
+    assert found == {2: ("split", "64 MiB"), 4: ("split by load", "10000 operations a second")}

@@ -22,4 +22,5 @@ def split(view: View) -> Iterator[Plan]:
             continue
         size = shard.data_bytes >= view.thresholds.split_bytes
         reason = f"{shard.data_bytes // MIB} MiB" if size else f"{shard.load} operations a second"
-        yield make_plan(view, shard, Kind.SPLIT, [Step(StepKind.SPLIT)], shard.nodes, shard.leader, reason)
+        kind = Kind.SPLIT if size else Kind.SPLIT_LOAD
+        yield make_plan(view, shard, kind, [Step(StepKind.SPLIT)], shard.nodes, shard.leader, reason)
