@@ -19,8 +19,12 @@ from jepsen.linearizability import Part, judge
 from jepsen.model import ILLEGAL, Bound, Model, State, relevant
 from jepsen.search import Answer, Limits, Search
 
-SECONDS_MAX = 4.0
-"""For one part, all in all: half of it to shrink, half to follow the longest orders."""
+SECONDS_MAX = 10.0
+"""To shrink one part. Small ones take 0.1 s."""
+FOLLOW_SECONDS_MAX = 2.0
+"""To follow the longest orders: a search without hints may have no end; mostly the longest is found first."""
+LATEST_MIN = 8
+"""Answers that are kept at first, then twice as many each time."""
 STARTS_MAX = 16
 """States from which the rest of a history is judged once its past is forgotten: each is a search of its own."""
 STEP_SECONDS_MAX = 0.5
@@ -53,13 +57,10 @@ def explain(model: Model, part: Part, seconds_max: float = SECONDS_MAX) -> Count
     begin = time.monotonic()
     found.cut = _cut(model, part.operations, begin + seconds_max / 4)
     operations = upto(part.operations, found.cut)
-    models = [model]
-    starts = model.starts(relevant(model, operations))
-    if 0 < len(starts) <= STARTS_MAX:
-        found.begin = _begin(starts, operations, begin + seconds_max / 3)
-        models = starts if found.begin else models
-    _shrink(models, since(operations, found.begin), found, begin + seconds_max / 2)
-    _follow(model, operations, found, begin + seconds_max)
+    found.begin = _begin(model, operations, begin + seconds_max / 3)
+    recent = since(operations, found.begin)
+    _shrink(model.starts(recent) if found.begin else [model], recent, found, begin + seconds_max)
+    _follow(model, operations, found, time.monotonic() + min(FOLLOW_SECONDS_MAX, seconds_max))
     return found
 
 
@@ -108,26 +109,37 @@ def _cut(model: Model, operations: list[Operation], deadline: float) -> int:
     return returns[illegal]
 
 
-def _begin(starts: Sequence[Model], operations: list[Operation], deadline: float) -> int:
-    """The latest call from which on the history is illegal whatever the state was; 0 if there is none.
+def _begin(model: Model, operations: list[Operation], deadline: float) -> int:
+    """The latest call from which on the history is illegal whatever the state was; 0 if there is none, or unknown.
 
     If it is illegal from a moment on, it is so from every earlier one: the state at that moment is one of all states.
     """
     calls = sorted(one.call for one in operations if one.known)
-    illegal, legal = -1, len(calls)  # from calls[illegal] on it is illegal, from calls[legal] on not known to be
+
+    def illegal_from(place: int) -> bool | None:
+        recent = since(operations, calls[place])
+        starts = model.starts(recent)
+        return _illegal(starts, recent, deadline) if 0 < len(starts) <= STARTS_MAX else None
+
+    legal, span = len(calls), 1
+    illegal = len(calls) - 1
+    while (answer := illegal_from(illegal)) is False and illegal > 0:  # from the end, doubling: near ones are cheap
+        legal, span = illegal, 2 * span
+        illegal = max(0, illegal - span)
+    if not answer:
+        return 0
     while legal - illegal > 1:
         middle = (legal + illegal) // 2
-        if _illegal(starts, since(operations, calls[middle]), deadline):
+        if illegal_from(middle):
             illegal = middle
         else:
             legal = middle
-    return calls[illegal] if illegal >= 0 else 0
+    return calls[illegal]
 
 
 def _shrink(models: Sequence[Model], operations: list[Operation], found: Counterexample, deadline: float) -> None:
     """Forgets the outcomes of ever smaller groups, observers first, and keeps what may not be forgotten."""
-    current = {one.index: one for one in operations}
-    wanted = [one for one in operations if one.known]
+    wanted, current = _latest(models, operations, deadline)
     wanted.sort(key=lambda one: (not models[0].observer(one), one.call))
     size = max(1, len(wanted) // 2)
     while True:
@@ -142,6 +154,21 @@ def _shrink(models: Sequence[Model], operations: list[Operation], found: Counter
     limits = Limits(deadline=time.monotonic() + 10 * STEP_SECONDS_MAX)
     for model in models:
         assert judge(model, found.core, limits).answer is not Answer.LEGAL, "fewer operations cannot make it legal"
+
+
+def _latest(
+    models: Sequence[Model], operations: list[Operation], deadline: float
+) -> tuple[list[Operation], dict[int, Operation]]:
+    """The last few answers that suffice, all earlier ones forgotten: mostly few do, and little is quickly judged."""
+    known = sorted((one for one in operations if one.known), key=lambda one: one.call)
+    size = LATEST_MIN
+    while size < len(known):
+        current = {one.index: one.weakened() for one in operations}
+        current |= {one.index: one for one in known[-size:]}
+        if _illegal(models, list(current.values()), deadline):
+            return known[-size:], current
+        size *= 2
+    return known, {one.index: one for one in operations}
 
 
 def _forget(
@@ -169,12 +196,15 @@ def _follow(model: Model, operations: list[Operation], found: Counterexample, de
             continue
         now = time.monotonic()
         result = Search(bound, Limits(deadline=now + share * max(0.0, deadline - now)), trace=True).run()
+        lengths = {id(order): _length(order) for order in (*result.longest.values(), *found.longest.values())}
         for index, order in result.longest.items():
-            if _length(order) > _length(found.longest.get(index, [])):
+            other = found.longest.get(index)
+            if other is None or lengths[id(order)] > lengths[id(other)]:
                 found.longest[index] = order
         if result.answer is Answer.ILLEGAL:
             break
-    found.best = max(found.longest.values(), key=_length, default=[])
+    orders = {id(order): order for order in found.longest.values()}  # many operations share one
+    found.best = max(orders.values(), key=_length, default=[])
     found.state, found.stuck = _ending(model, operations, found.best)
 
 

@@ -12,7 +12,8 @@ A model needs `initial` and `step`; `step` returns the next state or ILLEGAL. Th
   resets      true of an operation that is legal everywhere and whose next state does not depend on the last one.
   reachable   false if an observer cannot become legal from a state unless something resets that state first.
   needs       the only state in which an operation is legal, or ANY.
-  recurs      false of a state that cannot come again once it has been left.
+  recurs      false of a state that cannot come again once it has been left. An operation that needs it and changes it
+              is then the only way out of it, and only observers and absorbed operations may leave it as it is.
 
 Invariant: step is a pure function of (state, effect), and states are hashable values that are never changed.
 Invariant: an operation with an unknown outcome is legal only where it has its effect: one without is as good as absent.

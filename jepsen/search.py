@@ -34,6 +34,7 @@ from enum import Enum
 
 from jepsen.history import NEVER, Operation
 from jepsen.model import ANY, ILLEGAL, Bound, Model, State
+from jepsen.windows import Traits, Windows
 
 CHECK_EVERY = 512
 """Configurations between two looks at the clock."""
@@ -78,19 +79,6 @@ _Configuration = tuple[int, int, int, int, int, _Path]
 """r, placed, used, state, the state before the optional operation that led here (or -1), path."""
 
 
-@dataclass(slots=True)
-class _Open:
-    """What may go next while the operation of one rank is the first that is not placed."""
-
-    own: int  # the bit of the operation of this rank
-    at_once: list[tuple[int, int, int]] = field(default_factory=list)  # bit, effect, rank: see rule 2
-    groups: list[tuple[int, list[tuple[int, int]]]] = field(default_factory=list)
-    """Effect, and (bit, rank) of the operations that have it, by return. Groups by their first return, last first."""
-    optional: int = 0  # how many optional operations have been called before the return of this rank
-    resets: int = 0  # bits of the open operations that reset
-    resets_below: int = 0  # resets of lower ranks
-
-
 class Search:
     """One part of a history. `run` may be called once."""
 
@@ -103,15 +91,21 @@ class Search:
         self._may = sorted((one for one in bound.operations if one.ret >= NEVER), key=lambda one: one.call)
         self._must_effect = [self._effect_of(one) for one in self._must]
         self._may_effect = [self._effect_of(one) for one in self._may]
-        self._observes = [self._model.observer(one) for one in self._examples]
-        self._eager = [self._model.eager(one) for one in self._examples]
-        self._at_once = [
-            self._model.observer(one) or self._model.absorbed(one) or self._model.eager(one) for one in self._examples
-        ]
-        self._resets = [self._model.resets(one) for one in self._examples]
-        self._opens = self._windows()
+        observes = [self._model.observer(one) for one in self._examples]
+        eager = [self._model.eager(one) for one in self._examples]
+        absorbed = [self._model.absorbed(one) for one in self._examples]
+        self._traits = Traits(
+            observes=observes,
+            at_once=[any(three) for three in zip(observes, eager, absorbed, strict=True)],
+            eager=eager,
+            resets=[self._model.resets(one) for one in self._examples],
+        )
+        self._windows = Windows(self._must, self._may, self._must_effect, self._traits)
+        self._ranks_of = self._by_effect()
         self._optional_groups: dict[int, list[tuple[int, list[int]]]] = {}
-        self._may_resets = sum(1 << place for place, effect in enumerate(self._may_effect) if self._resets[effect])
+        self._may_resets = sum(
+            1 << place for place, effect in enumerate(self._may_effect) if self._traits.resets[effect]
+        )
         self._needs = [self._model.needs(one) for one in self._examples]
         self._last_need, self._ways_out = self._needed()
         self._stay_until: list[int] = []  # by state number: the last call that needs a state that cannot come again
@@ -120,7 +114,7 @@ class Search:
         self._values: list[State] = []
         self._rows: list[dict[int, int]] = []  # state number -> effect number -> next state number, or -1
         self._looks_ahead = type(self._model).reachable is not Model.reachable
-        self._watched = [rank for rank, effect in enumerate(self._must_effect) if self._observes[effect]]
+        self._watched = [rank for rank, effect in enumerate(self._must_effect) if self._traits.observes[effect]]
         self._next_watched = self._following(self._watched)
         self._resets_before = self._count_resets() if self._looks_ahead else {}
         self._reach: dict[tuple[int, int], bool] = {}
@@ -136,41 +130,12 @@ class Search:
             self._examples.append(operation)
         return number
 
-    def _windows(self) -> list[_Open]:
-        """For each rank what is open then. A bit is used again once the operation that had it has returned."""
-        rank_of = {one.index: rank for rank, one in enumerate(self._must)}
-        by_call = sorted(self._must, key=lambda one: (one.call, one.index))
-        bits: dict[int, int] = {}  # rank -> bit, of the open ones
-        free: list[int] = []
-        width = called = optional = resets_below = 0
-        opens: list[_Open] = []
-        for rank, operation in enumerate(self._must):
-            while called < len(by_call) and by_call[called].call < operation.ret:
-                if not free:
-                    free.append(1 << width)
-                    width += 1
-                bits[rank_of[by_call[called].index]] = free.pop()
-                called += 1
-            while optional < len(self._may) and self._may[optional].call < operation.ret:
-                optional += 1
-            opens.append(self._window(rank, bits, optional, resets_below))
-            free.append(bits.pop(rank))
-            resets_below += self._resets[self._must_effect[rank]]
-        return opens
-
-    def _window(self, rank: int, bits: dict[int, int], optional: int, resets_below: int) -> _Open:
-        opened = _Open(own=bits[rank], optional=optional, resets_below=resets_below)
-        groups: dict[int, list[tuple[int, int]]] = {}
-        for other in sorted(bits):
-            effect = self._must_effect[other]
-            if self._at_once[effect]:
-                opened.at_once.append((bits[other], effect, other))
-            if not self._observes[effect]:
-                groups.setdefault(effect, []).append((bits[other], other))
-            if self._resets[effect]:
-                opened.resets |= bits[other]
-        opened.groups = list(reversed(groups.items()))
-        return opened
+    def _by_effect(self) -> list[list[int]]:
+        """For each effect the ranks that have it."""
+        ranks: list[list[int]] = [[] for _ in self._examples]
+        for rank, effect in enumerate(self._must_effect):
+            ranks[effect].append(rank)
+        return ranks
 
     def _following(self, watched: list[int]) -> list[int]:
         """For each rank the place in `watched` of the first one that is not lower."""
@@ -185,8 +150,8 @@ class Search:
     def _count_resets(self) -> dict[int, int]:
         """For each watched rank how many resets are called before it returns."""
         calls = sorted(
-            [one.call for one, effect in zip(self._must, self._must_effect, strict=True) if self._resets[effect]]
-            + [one.call for one, effect in zip(self._may, self._may_effect, strict=True) if self._resets[effect]]
+            [one.call for one, effect in zip(self._must, self._must_effect, strict=True) if self._traits.resets[effect]]
+            + [one.call for one, effect in zip(self._may, self._may_effect, strict=True) if self._traits.resets[effect]]
         )
         return {rank: bisect_left(calls, self._must[rank].ret) for rank in self._watched}
 
@@ -198,7 +163,7 @@ class Search:
             state = self._needs[effect]
             if state is ANY:
                 continue
-            if self._observes[effect]:
+            if self._traits.observes[effect]:
                 last[state] = max(last.get(state, -1), one.call)
             elif self._model.step(state, one) not in (state, ILLEGAL):
                 out[state] = effect
@@ -235,7 +200,7 @@ class Search:
 
     def _hopeless(self, r: int, k: int, u: int, state: int) -> bool:
         """Rule 6 for the first observer (by return) that is not placed."""
-        opened = self._opens[r]
+        opened = self._windows.at(r)
         placed = {rank for bit, _, rank in opened.at_once if k & bit}
         for place in range(self._next_watched[r], len(self._watched)):
             rank = self._watched[place]
@@ -287,14 +252,14 @@ class Search:
         """Rule 2, and on to the first operation that is not placed."""
         row = self._rows[s]
         moved = False
-        while r < len(self._opens):
-            opened = self._opens[r]
+        while r < len(self._must):
+            opened = self._windows.at(r)
             before = s
             for bit, effect, rank in opened.at_once:
                 if not k & bit:
                     after = row.get(effect)
                     after = self._step(s, effect) if after is None else after
-                    if after == s or (after >= 0 and self._eager[effect]):
+                    if after == s or (after >= 0 and self._traits.eager[effect]):
                         k |= bit
                         path = (path, rank)
                         moved = True
@@ -318,38 +283,52 @@ class Search:
 
     def _push(self, stack: list[_Configuration], r: int, k: int, u: int, s: int, previous: int, path: _Path) -> bool:
         """What may go next, the best choice last, since it is popped first. Whether any of it must be placed."""
-        opened = self._opens[r]
+        opened = self._windows.at(r)
         row = self._rows[s]
-        before = self._rows[previous] if previous >= 0 else None
         out = self._way_out[s]
-        moves: list[tuple[int, int, int]] = []  # effect, bit, rank or ~place of an optional one
-        taken: set[int] = set()
-        for effect, members in opened.groups:
-            for bit, rank in members:
-                if not k & bit:
-                    moves.append((effect, bit, rank))
-                    taken.add(effect)
-                    break
-        for effect, bits in self._optional_at(opened.optional) if opened.optional else ():
-            if effect not in taken and out < 0:
-                for bit in bits:
-                    if not u & bit:
-                        after = row.get(effect)
-                        after = self._step(s, effect) if after is None else after
-                        if after not in (-1, s) and not (before is not None and self._same(previous, effect, after)):
-                            stack.append((r, k, u | bit, after, s, (path, ~(bit.bit_length() - 1))))
+        moves: list[tuple[int, int, int]] = []  # effect, bit, rank
+        if out >= 0:
+            moves = self._leaving(r, k, out)
+        else:
+            for effect, members in self._windows.groups(opened):
+                for bit, rank in members:
+                    if not k & bit:
+                        moves.append((effect, bit, rank))
                         break
+            if opened.optional:
+                self._push_optional(stack, opened.optional, {move[0] for move in moves}, (r, k, u, s, previous, path))
         height = len(stack)
         for effect, bit, rank in moves:
             after = row.get(effect)
             after = self._step(s, effect) if after is None else after
-            if (
-                after >= 0
-                and (out < 0 or effect == out or after == s)
-                and not (before is not None and self._same(previous, effect, after))
-            ):
+            if after >= 0 and not (previous >= 0 and self._same(previous, effect, after)):
                 stack.append((r, k | bit, u, after, -1, (path, rank)))
         return len(stack) > height
+
+    def _leaving(self, r: int, k: int, out: int) -> list[tuple[int, int, int]]:
+        """Rule 7: the first open operation with the only effect that may lead out of a state."""
+        ret = self._must[r].ret
+        for rank in self._ranks_of[out]:
+            if rank >= r and self._must[rank].call < ret and not k & self._windows.bits[rank]:
+                return [(out, self._windows.bits[rank], rank)]
+        return []
+
+    def _push_optional(
+        self, stack: list[_Configuration], count: int, taken: set[int], configuration: _Configuration
+    ) -> None:
+        """The first of the optional operations of each effect, unless one that must be placed has the same effect."""
+        r, k, u, s, previous, path = configuration
+        row = self._rows[s]
+        for effect, bits in self._optional_at(count):
+            if effect in taken:
+                continue
+            for bit in bits:
+                if not u & bit:
+                    after = row.get(effect)
+                    after = self._step(s, effect) if after is None else after
+                    if after not in (-1, s) and not (previous >= 0 and self._same(previous, effect, after)):
+                        stack.append((r, k, u | bit, after, s, (path, ~(bit.bit_length() - 1))))
+                    break
 
     def _same(self, previous: int, effect: int, after: int) -> bool:
         """Rule 5: whether the effect leads from the state before the optional operation to the same state."""
@@ -398,10 +377,12 @@ class Search:
 
     def _traced(self) -> dict[int, list[Operation]]:
         orders: dict[int, list[Operation]] = {}  # by id of the path: many operations share one
-        return {
-            self._operation(number).index: orders.setdefault(id(path), self._order(path))
-            for number, (_, path) in (self._longest or {}).items()
-        }
+        found = {}
+        for number, (_, path) in (self._longest or {}).items():
+            if id(path) not in orders:
+                orders[id(path)] = self._order(path)
+            found[self._operation(number).index] = orders[id(path)]
+        return found
 
 
 def _dominated(used: list[int], u: int) -> bool:

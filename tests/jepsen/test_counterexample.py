@@ -16,7 +16,7 @@ from jepsen.linearizability import check
 from jepsen.model import ILLEGAL
 from jepsen.models import model_named
 from jepsen.narration import counterexample_lines, operation_text, value_text, verdict_lines
-from tests.jepsen.brute import linearizable
+from tests.jepsen.brute import Recorder, linearizable
 from tests.jepsen.test_against_brute_force import KINDS, made_up
 
 
@@ -120,3 +120,22 @@ def test_a_long_value_keeps_both_ends() -> None:
     text = value_text("a" * 100 + "b" * 100)
     assert len(text) == 60
     assert text.startswith("aaa") and text.endswith("bbb")
+
+
+def test_a_contradiction_in_the_middle_of_a_long_history_is_found_in_time() -> None:
+    """Little must be judged of much: the last answers before the violation suffice, and near ones are tried first."""
+    rng = random.Random(5)
+    calls: list[tuple[str, Value, Value]] = []
+    for number in range(3000):
+        f = rng.choice(["get", "append", "append"])
+        calls.append((f, "k", None if f == "get" else f"<{number}>"))
+    history = Recorder(rng, clients=5, lost=0.002).record(calls, KINDS["append"].apply)
+    gets = [one for one in history.operations if one.f == "get" and one.known and 1400 < one.index < 1600]
+    gets[20].output = gets[0].output
+    model = model_named("kv-append")
+    (part,) = check(history, model).illegal
+    found = explain(model, part)
+    assert found.smallest
+    assert len(found.core) == 2
+    assert gets[20].index in {one.index for one in found.core}
+    assert len(found.best) > 1000
