@@ -75,7 +75,7 @@ class Coordinator:
                 await self._office.round(self._records)
                 await self._announce()
             except DuplicateName as error:
-                self._on_refused(StartRefused(error.message))
+                self._on_refused(StartRefused(f"DUPLICATE_NAME: {error.message}"))
                 return
             except KVError as error:
                 logger.debug("coordination: %s", error)

@@ -165,7 +165,7 @@ class Founding:
                     labels=config.labels,
                 )
             except DuplicateName as error:
-                raise StartRefused(error.message) from None
+                raise StartRefused(f"DUPLICATE_NAME: {error.message}") from None
             except KVError as error:
                 last = Unavailable(f"{address}: {error.message}")
                 continue

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from base64 import b64encode
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
@@ -39,7 +40,10 @@ from kvstore.router.placement_admin import PlacementAdmin
 from kvstore.router.router import ShardRouter
 from kvstore.router.shard_map import KEYSPACES
 from kvstore.router.split_admin import SplitAdmin
+from kvstore.transport.quiet_log import QuietLog
 from raft import RaftError
+
+logger = logging.getLogger(__name__)
 
 CHANGE_SECONDS_MAX = 60.0
 META_TIMEOUT_MS = 5_000
@@ -70,6 +74,7 @@ class NodeAdmin:
         self._founders = founders
         self._gossip = gossip
         self._started_ms = started_ms
+        self._quiet = QuietLog(logger)
         self.coordinator: Coordinator | None = None
         self.placement = PlacementAdmin(host, self)
         self._splits = SplitAdmin(host, self)
@@ -287,21 +292,29 @@ class NodeAdmin:
         await self.bind_founders()
         records = self.led_records()
         if node_id in records.removed:
-            raise DuplicateName(
+            raise self._refused_join(
+                f"{node_id} at {address}",
                 f"node {name} ({node_id[:8]}) was removed from the cluster for good: start it with an empty --data "
-                "directory to join as a new node"
+                "directory to join as a new node",
             )
         record = MemberRecord(name=name, node=node_id, address=address, labels=labels, version=__version__)
         known = records.named(name)
         if known is not None and known.record.node != node_id:
-            raise DuplicateName(
+            raise self._refused_join(
+                f"{node_id} at {address}",
                 f"the name {name} belongs to another node, at {known.record.address}; choose another --name, or "
-                f"`kvctl node remove {name}` if that one is gone for good"
+                f"`kvctl node remove {name}` if that one is gone for good",
             )
         if known is None or known.record != record:
             revision = known.revision if known else 0
             await self.write_meta(Cas(0, member_key(name), encode_member(record), revision))
         return {"cluster": self._cluster, "name": name}
+
+    def _refused_join(self, who: str, text: str) -> DuplicateName:
+        """Told here, too: whoever looks after this cluster may not see the other node's log."""
+        now = self._environment.clock.boot_ms() / 1_000
+        self._quiet.warn(f"join {who}", f"node {who} is refused: DUPLICATE_NAME: {text}", now=now)
+        return DuplicateName(text)
 
     async def bind_founders(self) -> None:
         """A founder whose disk is lost before it wrote its record would come back under its name as another node, while
@@ -354,6 +367,10 @@ class NodeAdmin:
             raise NotFound(f"shard {shard} has no voter on {node}")
         if place.replica_id == replica.replica_id:
             return {"shard": shard, "leader": node}
+        progress = replica.raw.status().progress.get(place.replica_id)
+        if progress is None or not progress.recent_active:
+            # It would be waited for, while the shard takes no writes, for as long as an election takes.
+            raise Unavailable(f"{node} has not answered the leader of shard {shard} lately; is it up?")
         try:
             replica.raw.transfer_leader(place.replica_id)
         except RaftError as error:

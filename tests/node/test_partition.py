@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from kvstore.base.errors import Unavailable
 from kvstore.gossip.leader_hints import LeaderHints
 from kvstore.replica.host_driver import HostDriver
 from kvstore.testing import LocalCluster
@@ -119,3 +120,28 @@ async def test_client_of_a_partitioned_leader_goes_on(monkeypatch: pytest.Monkey
         async with asyncio.timeout(10):
             await kv.put(b"k", b"2")
             assert await kv.get(b"k") == b"2"
+
+
+async def test_no_leadership_is_handed_to_who_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shard would take no writes until the leader gives the transfer up, an election timeout later."""
+    async with running() as (cluster, _):
+        leader = await cluster.leader()
+        silent = next(name for name in cluster.nodes if name != leader)
+        node = cluster.nodes[leader]
+        replica = node.host.core.replicas[2]
+        place = next(
+            one.replica_id
+            for one in (replica.state.descriptor.replicas if replica.state else ())
+            if one.node == cluster.nodes[silent].admin.status()["node_id"]
+        )
+        isolate(cluster, silent, monkeypatch)
+
+        async def unheard() -> bool:
+            return not replica.raw.status().progress[place].recent_active
+
+        await cluster.until(unheard)
+        with pytest.raises(Unavailable, match="has not answered"):
+            await node.admin.perform("transfer", {"shard": 2, "node": silent})
+        assert not replica.raw.status().transfer_target
+        monkeypatch.undo()
+        await cluster.wait_ready()

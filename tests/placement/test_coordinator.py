@@ -189,7 +189,7 @@ async def test_it_ends_when_the_cluster_does_not_want_it(monkeypatch: pytest.Mon
     world.actions.error = DuplicateName("removed for good")
     async with world.running():
         await world.rounds()
-    assert [str(error) for error in world.refused] == ["removed for good"]
+    assert [str(error) for error in world.refused] == ["DUPLICATE_NAME: removed for good"]
     assert isinstance(world.refused[0], StartRefused)
     assert world.actions.joins == 1
 
