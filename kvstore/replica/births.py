@@ -25,7 +25,7 @@ Called by: host_driver, lifecycle, snapshots.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -64,6 +64,7 @@ class Births:
         self.environment = environment
         self.lifecycle = lifecycle
         self.unborn: dict[int, ReplicaIdentity] = {}  # groups with a log here, whose state the parent's replay makes
+        self._born_at: dict[int, int] = {}  # by parent: index of the last split that was applied here before this start
         self._waiting: dict[int, _Waiting] = {}  # by group, in the order of their first message
 
     # -- a split was applied ---------------------------------------------------------------------------------------
@@ -126,6 +127,7 @@ class Births:
         log = store.open_group(group, verify_from=FOUNDING_INDEX)
         if self.unborn.pop(group, None) is not None:
             assert log.first_index() == FOUNDING_INDEX + 1, (group, log.first_index())
+            self.bear_witness(group, log)
             return log, None
         assert old is None or (old.state is None and not old.installing), f"shard {group} is here already"
         voted, _ = log.initial_state()
@@ -167,6 +169,22 @@ class Births:
             self.lifecycle.admit(group, message.to_id)
 
     # -- children without a flushed state --------------------------------------------------------------------------
+
+    def look_at(self, identities: Iterable[ReplicaIdentity]) -> None:
+        """At the start, before anything is loaded."""
+        for identity in identities:
+            if identity.parent:
+                self._born_at[identity.parent] = max(identity.born_at, self._born_at.get(identity.parent, 0))
+
+    def bear_witness(self, group: int, log: GroupLog) -> None:
+        """A child's identity proves that its parent's log was committed up to the split: it was written when that had
+        been applied. The hard state may say less; with this the parent replays the split at once, and need not hear a
+        leader first, who may have nothing for it but a snapshot from behind it."""
+        born_at = self._born_at.get(group, 0)
+        state, _ = log.initial_state()
+        if state.commit < born_at <= log.last_index():
+            known = HardState(term=state.term, vote=state.vote, commit=born_at)
+            self.environment.log_store.submit([LogWrite(group=group, hard_state=known)], _nothing)
 
     def load(self, group: int, identity: ReplicaIdentity) -> bool:
         """At the start, of a child whose log is here and whose state was not flushed: True when the parent's replay

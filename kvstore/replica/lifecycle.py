@@ -48,6 +48,7 @@ class Lifecycle:
 
     def load_all(self) -> None:
         """Every replica that the disk knows, in the order of the groups."""
+        self.births.look_at(self.environment.log_store.groups().values())
         for group, identity in sorted(self.environment.log_store.groups().items()):
             if identity.tombstone:
                 self.core.tombstones[group] = identity.replica_id
@@ -112,6 +113,7 @@ class Lifecycle:
             environment.log_store.submit(
                 [LogWrite(group=group, reset=(image.applied_index, image.applied_term))], _nothing
             )
+        self.births.bear_witness(group, log)
         log.conf_state = image_conf_state(image)
         if log.identity.damaged_at:
             logger.warning(

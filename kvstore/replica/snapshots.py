@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 RESUME_SECONDS = 30.0
 """How long a half-received snapshot waits for its stream to come back."""
 ADMIT_SECONDS = 5.0
+REFUSED_SECONDS = 0.5
+"""How long a receiver that has refused is left alone: what is in the way takes a while to go."""
 
 
 class SnapshotOffer(msgspec.Struct, array_like=True, frozen=True):
@@ -96,6 +98,7 @@ class Snapshots:
         self.transport: PeerTransport | None = None
         self.incoming: dict[int, Incoming] = {}
         self._sending: set[tuple[int, int]] = set()
+        self._refused: dict[tuple[int, int], float] = {}  # until when (loop time) it is not offered again
         self._tasks: set[asyncio.Task[None]] = set()
 
     # -- sending ---------------------------------------------------------------------------------------------------
@@ -107,6 +110,11 @@ class Snapshots:
         state = replica.state
         if key in self._sending:
             return
+        loop = asyncio.get_running_loop()
+        if self._refused.get(key, 0.0) > loop.time():
+            replica.raw.report_snapshot(message.to_id, False)  # the core asks again with the next heartbeat
+            self.core.mark(replica)
+            return
         if node is None or state is None or self.transport is None:
             replica.raw.report_snapshot(message.to_id, False)
             self.core.mark(replica)
@@ -117,7 +125,8 @@ class Snapshots:
             self.core.mark(replica)
             return
         self._sending.add(key)
-        task = asyncio.get_running_loop().create_task(self._stream(replica, message, node, reader))
+        self._refused.pop(key, None)
+        task = loop.create_task(self._stream(replica, message, node, reader))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -160,6 +169,9 @@ class Snapshots:
         except DamagedRecord as error:
             replica.rot(error)  # with this state nobody can be healed: let a sound replica lead
         except (ConnectionError, TimeoutError, SnapshotRefused, SnapshotLost) as error:
+            if isinstance(error, SnapshotRefused):  # by another shard in its place, maybe, that has to go first
+                pause = REFUSED_SECONDS * self.environment.rng.uniform(0.5, 1.0)
+                self._refused[replica.group, message.to_id] = asyncio.get_running_loop().time() + pause
             logger.warning("group %d: snapshot for replica %d: %s", replica.group, message.to_id, error)
         finally:
             self._sending.discard((replica.group, message.to_id))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 
 import msgspec
+import pytest
 
 from kvstore.base.operations import Mutation, encode
 from kvstore.base.shards import keyspace_range
@@ -13,6 +16,7 @@ from kvstore.base.stream import Mutate
 from kvstore.replica.replica import Replica
 from kvstore.replica.requests import SplitRequest
 from kvstore.state.command import Split
+from kvstore.transport.protocol import GroupMessage
 from tests.replica.world import SHARD, Answer, SimNode, World
 
 PREFIX = b"\0\0\0\1"
@@ -97,3 +101,17 @@ def covers_all(node: SimNode) -> bool:
             return False
         start = high
     return start == end
+
+
+@contextmanager
+def deaf_for(node: SimNode, group: int) -> Iterator[None]:
+    """The node hears nothing of this group: its replica there falls behind, and all others go on."""
+    core = node.host.core
+    heard = core.on_messages
+
+    def on_messages(node: str, messages: Iterable[GroupMessage]) -> None:
+        heard(node, [message for message in messages if message.group != group])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(core, "on_messages", on_messages)
+        yield

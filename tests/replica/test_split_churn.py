@@ -17,7 +17,7 @@ import contextlib
 import pytest
 
 from kvstore.base.errors import Code, KVError
-from kvstore.base.operations import Failure, Put
+from kvstore.base.operations import Failure, Put, Result
 from kvstore.base.stream import Results
 from kvstore.placement.replica_change import ReplicaChange
 from kvstore.replica import flush as flush_module
@@ -61,13 +61,17 @@ class Storm:
         while not self.stopped:
             seq += 1
             key, value = rng.choice(keys), b"%d" % seq + b"v" * rng.choice((1, 300))
-            await self.put(session, seq, key, value)
+            issued_at, result = await self.put(session, seq, key, value)
+            if rng.random() < 0.2:  # as if the answer had been lost, and the question stayed away for a while
+                await asyncio.sleep(rng.choice((0.0, 0.1, 1.0)) * rng.random())
+                again = await self.put(session, seq, key, value, issued_at)
+                assert again == (issued_at, result), "a mutation was done twice"
             done, _ = self.acknowledged.get(key, (0, b""))
             self.acknowledged[key] = (done + 1, value)
             await asyncio.sleep(rng.uniform(0.0, 0.02))
 
-    async def put(self, session: bytes, seq: int, key: bytes, value: bytes) -> None:
-        issued_at = 0
+    async def put(self, session: bytes, seq: int, key: bytes, value: bytes, issued_at: int = 0) -> tuple[int, Result]:
+        """(issued_at, the answer), wherever the key is by then."""
         while True:
             place = self.find(key)
             if place is not None:
@@ -87,7 +91,7 @@ class Storm:
                 if isinstance(answer, Results):
                     result = answer.results[0]
                     if not isinstance(result, Failure):
-                        return
+                        return issued_at, result
                     assert result.code != Code.SESSION_EXPIRED
                 self.repeated += 1
             await asyncio.sleep(0.02)
