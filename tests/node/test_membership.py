@@ -93,7 +93,7 @@ async def test_removed_node_does_not_come_back(cluster: LocalCluster) -> None:
 async def test_taken_name_is_refused(cluster: LocalCluster, caplog: pytest.LogCaptureFixture) -> None:
     """A node with an empty directory and the name of a member that lives. Both sides say so."""
     await _all_known(cluster)
-    with pytest.raises(StartRefused, match="DUPLICATE_NAME: .* belongs to another node"):
+    with pytest.raises(StartRefused, match=r"DUPLICATE_NAME: .* belongs to another node"):
         await cluster.add("n1", folder="other")
     assert set(cluster.nodes) == {"n1", "n2", "n3"}
     (line,) = [one.getMessage() for one in caplog.records if "DUPLICATE_NAME" in one.getMessage()]
