@@ -89,13 +89,6 @@ class OperatorBoard:
             self._end(operator, State.CANCELLED, "cancelled on request")
         return operator
 
-    def forget(self, shard: int) -> None:
-        """The shard is no more."""
-        for operator in list(self.running.values()):
-            if operator.plan.shard == shard:
-                self._end(operator, State.FAILED, "the shard is no more")
-        self._failures.pop(shard, None)
-
     def _failure(self, operator: Operator) -> str | None:
         """Why it cannot go on."""
         step = operator.step

@@ -246,15 +246,6 @@ class View:
         self._count(shard.id, +1)
         self._check(shard)
 
-    def drop_shard(self, shard: int) -> None:
-        assert shard not in self.running, "its operator must end first"
-        self._count(shard, -1)
-        del self.shards[shard], self._placed[shard]
-        self.sizes[self._wanted.pop(shard)] -= 1
-        self._shares = None
-        for index in (self.unwell, self.crowded, self.oversize, self._rest, self._learning):
-            index.pop(shard, None)
-
     def begin(self, plan: Plan) -> None:
         """Count the plan as if it were done."""
         assert plan.shard not in self.running, "one plan a shard"

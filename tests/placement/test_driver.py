@@ -217,6 +217,14 @@ async def test_what_cannot_be_done_ends_at_once(offices: list[Office]) -> None:
     assert office.leaders.asked == ["/2"]  # and it rests
 
 
+async def test_a_broken_invariant_is_told_and_not_only_logged(offices: list[Office]) -> None:
+    office = office_of(offices, ["ab"], "abc")
+    office.leaders.refuse = AssertionError("impossible")  # type: ignore[assignment]
+    await office.second()
+    with pytest.raises(AssertionError, match="impossible"):
+        await office.second()
+
+
 async def test_cancelling(offices: list[Office]) -> None:
     office = office_of(offices, ["ab"], "abc")
     office.leaders.refuse = Unavailable("not yet")

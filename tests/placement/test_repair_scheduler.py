@@ -125,6 +125,7 @@ def test_factor_of_a_keyspace() -> None:
         ({"nodes": "ab", "draining": "a"}, "a", [">b"]),
         ({"nodes": "abcd", "draining": "c", "down": "c"}, "abc", ["+d ~d-c"]),
         ({"nodes": "abcd", "draining": "c", "full": "d"}, "abc", []),
+        ({"nodes": "abcdef", "draining": "a", "down": "cde"}, "abcde", []),  # no quorum: nobody can take over
     ],
 )
 def test_drain(nodes: dict[str, Any], voters: str, expected: list[str]) -> None:

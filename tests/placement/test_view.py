@@ -83,8 +83,6 @@ def _change_something(view: View, rng: random.Random) -> None:
         view.put_shard(replace(fresh, data_bytes=rng.randint(0, 99), reads=rng.randint(0, 9), writes=rng.randint(0, 9)))
     elif shard.id in view.running:
         view.end(shard.id, rest_seconds=rng.choice([0.0, 5.0]))
-    elif dice < 0.6:
-        view.drop_shard(shard.id)
     elif dice < 0.8 and shard.leader in shard.voters:
         view.begin(transfer(view, shard, to=rng.choice(shard.voters), kind=Kind.LEADERS, reason="at random"))
     else:

@@ -23,7 +23,7 @@ def drain(view: View) -> Iterator[Plan]:
             to = heir(view, shard, but=node.id)
             if not view.has_room() or view.transfers >= view.thresholds.transfers_max:
                 break
-            if to is not None and shard.leader == node.id:
+            if to is not None and shard.leader == node.id and has_quorum(view, shard.voters):
                 yield transfer(view, shard, to=to, kind=Kind.DRAIN, reason=f"{node.name} is drained")
         for shard in _idle(view, tuple(view.replicas[node.id])):
             if not view.has_room():
