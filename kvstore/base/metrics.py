@@ -87,6 +87,7 @@ _COUNTERS: tuple[tuple[str, str, str], ...] = (
      "Raft messages that were dropped because a peer's queue was full or its link was down; Raft repeats them."),
     ("snapshots_sent", "kvstore_snapshots_sent", "Snapshots that were sent whole to another node."),
     ("snapshots_installed", "kvstore_snapshots_installed", "Snapshots that were installed here."),
+    ("splits", "kvstore_shard_splits", "Splits that were applied here, by every replica of the shard."),
     ("sessions_expired", "kvstore_sessions_expired", "Mutations refused with SESSION_EXPIRED while applying."),
     ("clock_jumps", "kvstore_clock_jumps",
      "Times that the wall clock moved by more than the real time that had passed allows; stamps absorb it."),
@@ -169,6 +170,7 @@ class Metrics:
         self.raft_messages_dropped = 0
         self.snapshots_sent = 0
         self.snapshots_installed = 0
+        self.splits = 0
         self.sessions_expired = 0
         self.clock_jumps = 0
         self.damaged_records = 0

@@ -64,6 +64,7 @@ class Splits:
         if isinstance(outcome, ShardState):
             environment.births.append(Birth(replica, outcome, entry.index))
             self._heirs.append(outcome.descriptor)
+            environment.metrics.splits += 1
             logger.info("group %d: split at %r; the right half is shard %d", replica.group, split.key, split.child)
         for request in own.requests if own is not None else ():
             if isinstance(outcome, Failure):
