@@ -16,6 +16,7 @@ from jepsen.linearizability import check
 from jepsen.model import ILLEGAL
 from jepsen.models import model_named
 from jepsen.narration import counterexample_lines, operation_text, value_text, verdict_lines
+from jepsen.search import Answer
 from tests.jepsen.brute import Recorder, linearizable
 from tests.jepsen.test_against_brute_force import KINDS, made_up
 
@@ -43,6 +44,24 @@ def test_the_core_is_illegal_alone_and_with_all_else_forgotten(name: str) -> Non
                 assert any(linearizable(start, less) for start in models), f"seed {seed}: {left_out} is not needed"
             assert linearizable(model, upto(part.operations, found.cut - 1)), "the cut is the first one"
     assert explained > 20
+
+
+@pytest.mark.parametrize("name", ["register", "few values", "unique", "lock"])
+def test_a_valid_history_without_its_past_is_valid_from_some_state(name: str) -> None:
+    """So what is illegal from every state is illegal with any past: what the counterexamples rely on."""
+    kind = KINDS[name]
+    model = model_named(kind.model)
+    looked = 0
+    for seed in range(300):
+        history = made_up(kind, random.Random(f"past {name} {seed}"))
+        for part in check(history, model).parts:
+            if part.answer is Answer.LEGAL:
+                for position in range(history.events):
+                    recent = since(part.operations, position)
+                    assert any(linearizable(start, recent) for start in model.starts(recent)), (seed, position)
+                    assert linearizable(model, upto(part.operations, position)), (seed, position)
+                    looked += 1
+    assert looked > 300
 
 
 @pytest.mark.parametrize("name", ["register", "append", "queue"])
