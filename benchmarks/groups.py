@@ -238,10 +238,19 @@ async def measure(cluster: ProcessCluster, http: aiohttp.ClientSession, groups: 
         if round_ == "first start":
             await cluster.kill(*names)
     await tell_idle(cluster, names, idle)
+    await lose_one(cluster, http, watch, names, everything, idle)
 
+
+async def lose_one(
+    cluster: ProcessCluster, http: aiohttp.ClientSession, watch: Watch, names: list[str], everything: int, idle: float
+) -> None:
+    """The node that leads all groups dies, and comes back."""
     victim = names[0]
+    # Else the placement driver would spread the leaders again.
+    async with http.patch(f"http://{cluster[victim].address}/v1/settings", json={"rebalance": False}) as response:
+        assert response.status == 200, await response.text()
     for _ in range(5):
-        await gather(cluster, http, groups, victim)
+        await gather(cluster, http, everything - 2, victim)
         counts = await watch.counts(victim)
         if counts is not None and counts.leader == everything:
             break
