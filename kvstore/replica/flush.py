@@ -61,6 +61,7 @@ class Flusher:
         large = store.table_bytes > FLUSH_BYTES or store.table_commands > FLUSH_COMMANDS
         if large or now_ms >= self._next_ms or environment.flush_wanted:
             self._next_ms = now_ms + environment.config.flush_interval_ms
+            environment.flush_wanted = False  # who has to wait all the same will say so again
             self.begin()
 
     def begin(self) -> bool:
@@ -77,7 +78,6 @@ class Flusher:
         if not self._prepare(changed):
             return True
         self.under_way = True
-        environment.flush_wanted = False
         began = environment.perf()
         store.freeze()
         changes: dict[int, ShardChange] = {}

@@ -6,6 +6,8 @@ Method: writers that count what was acknowledged, a reader that scans over and o
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import random
 from typing import Any
 
 import aiohttp
@@ -128,6 +130,45 @@ async def test_children_survive_a_restart_of_all() -> None:
         assert await client.get(key_of(15)) == b"2"
         assert await client.get(key_of(5)) == b"1"
         await client.put(key_of(16), b"3")
+
+
+async def test_nodes_killed_in_the_middle_of_splits() -> None:
+    """Each time another node dies within ms of a split, the shard's leader more often than not, and comes back. What a
+    client heard is there, each write once; the halves are led again, and are all of the keyspace."""
+    rng = random.Random(4)
+    async with running(flush_interval_ms=700) as (cluster, http), cluster.client(timeout=30.0) as client:
+        load = Load(client)
+        async with asyncio.TaskGroup() as group:
+            for writer in range(WRITERS):
+                group.create_task(load.write(writer))
+            await cluster.until(_holds(lambda: len(load.written) == KEYS))
+            for at in rng.sample(range(10, KEYS), 6):
+                routes = await client.routes()
+                route = next(one for one in routes if one.start <= key_of(at).encode() and _below(at, one.end))
+                asked = asyncio.create_task(_ask_quietly(http, cluster, rng.choice(FOUNDERS), route.id, key_of(at)))
+                await asyncio.sleep(rng.choice((0.0, 0.005, 0.02, 0.1)) * rng.random())
+                victim = route.leader if route.leader in cluster.nodes and rng.random() < 0.6 else rng.choice(FOUNDERS)
+                await cluster.kill(victim)
+                await asked
+                await asyncio.sleep(rng.random())
+                await cluster.start(victim)
+                await cluster.wait_ready()
+            load.stopped = True
+        found = {item.key.decode(): int(item.value) async for item in client.scan()}
+        assert found == load.written
+        routes = sorted(await client.routes(), key=lambda one: one.start)
+        assert len(routes) > 2
+        assert routes[0].start == routes[-1].end == b""
+        assert [one.end for one in routes[:-1]] == [one.start for one in routes[1:]]
+        for key, count in load.written.items():
+            record = await client.get_record(key)
+            assert record is not None
+            assert record.version == count, "a write was done twice, or not at all"
+
+
+async def _ask_quietly(http: aiohttp.ClientSession, cluster: LocalCluster, name: str, shard: int, at: str) -> None:
+    with contextlib.suppress(aiohttp.ClientError):  # the node that is asked may be the one that dies
+        await ask(http, cluster, name, shard, at=at)
 
 
 FOUNDERS = ("n1", "n2", "n3")
