@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kvstore.replica import host_driver
+from kvstore.replica import haste
 from kvstore.testing import LocalCluster
 from tests.crash.load import Load
 from tests.crash.processes import ProcessCluster
@@ -80,8 +80,8 @@ async def test_rolling_restart_shows_clients_no_error(tmp_path: Path) -> None:
 async def test_survivors_that_split_the_votes_try_again_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both hasten at the same moment, ask for each other's vote and give it to themselves. The election timeout, five
     seconds here, is not waited for."""
-    monkeypatch.setattr(host_driver, "HASTE_MS_MIN", 50)
-    monkeypatch.setattr(host_driver, "HASTE_MS_MAX", 50)
+    for name, value in (("FIRST_MS_MIN", 50), ("FIRST_MS_MAX", 50), ("TURN_MS", 0), ("STEP_MS", 0)):
+        monkeypatch.setattr(haste, name, value)
     async with LocalCluster(nodes=3, election_ms=5_000) as cluster, cluster.client() as kv:
         async with Load(kv, pause=0.01) as load:
             leader = await cluster.leader()
