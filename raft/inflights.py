@@ -24,7 +24,9 @@ class Inflights:
         self.bytes_max = bytes_max
         self.window = messages_max  # messages
         self.bytes = 0
-        self.queue: deque[tuple[int, int]] = deque()  # (index of the last entry, payload bytes)
+        # (index of the last entry, payload bytes). Built when first needed: most replicas never send an append, and an
+        # empty deque takes 760 bytes, for each member of thousands of groups.
+        self.queue: deque[tuple[int, int]] | tuple[()] = ()
 
     @property
     def full(self) -> bool:
@@ -33,7 +35,10 @@ class Inflights:
     def add(self, *, last_index: int, size: int) -> None:
         assert not self.full, "an append was sent past the in-flight limit"
         assert not self.queue or self.queue[-1][0] < last_index
-        self.queue.append((last_index, size))
+        queue = self.queue
+        if isinstance(queue, tuple):
+            queue = self.queue = deque()
+        queue.append((last_index, size))
         self.bytes += size
 
     def free_to(self, index: int) -> None:
@@ -41,12 +46,12 @@ class Inflights:
         if self.window < self.messages_max:
             self.window += 1
         queue = self.queue
-        while queue and queue[0][0] <= index:
+        while queue and queue[0][0] <= index:  # an empty tuple ends it
             self.bytes -= queue.popleft()[1]
 
     def shrink(self) -> None:
         self.window = max(self.window // 2, min(WINDOW_MIN, self.messages_max))
 
     def reset(self) -> None:
-        self.queue.clear()
+        self.queue = ()
         self.bytes = 0

@@ -11,7 +11,6 @@ Called by: host_driver, snapshots.
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import Callable, Sequence
 
 from kvstore.base.config import ReadMode
@@ -153,7 +152,7 @@ class Lifecycle:
         raw = RawNode(
             raft_config,
             log,
-            random.Random(environment.rng.getrandbits(64)),
+            environment.rng,  # one for all: a generator of its own would be the largest part of a replica
             applied=0 if state is None else state.applied_index,
             now_ms=environment.clock.boot_ms(),
             campaign_barred=log.identity.damaged_at > 0,
