@@ -244,17 +244,18 @@ class ProcessCluster:
         return found
 
     async def wait_replicated(self, *names: str) -> None:
-        """Until both shards have a voter on each of these nodes and nowhere else."""
+        """Until both shards have a voter on each of these nodes and nowhere else. A node that began anew may have
+        a predecessor of its name, so it is asked which of the two it is."""
 
         async def everywhere() -> bool:
             for shard in (1, 2):
                 rows = await self.get(await self.leader(shard), "/v1/shards")
-                found = [
-                    {place["node"] for place in row["replicas"] if place["role"] == "voter"}
-                    for row in rows or ()
-                    if row["id"] == shard and not row["joint"]
-                ]
-                if found != [set(names)]:
+                row = next((row for row in rows or () if row["id"] == shard), None)
+                if row is None or row["joint"] or len(row["replicas"]) != len(names):
+                    return False
+                voters = {place["node"]: place["replica_id"] for place in row["replicas"] if place["role"] == "voter"}
+                own = {name: await self.replica(name, shard) or {} for name in names}
+                if voters != {name: one.get("replica_id") for name, one in own.items()}:
                     return False
             return True
 
