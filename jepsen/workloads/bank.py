@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from jepsen.history import History
 from jepsen.recorder import Answer, Op
-from jepsen.workloads.base import Judgement, NotDone, Workload
+from jepsen.workloads.base import Complaint, Judgement, NotDone, Workload
 from kvstore.base.errors import Conflict
 from kvstore.base.operations import Found
 from kvstore.client import Client
@@ -21,6 +21,7 @@ class Bank(Workload):
     """The accounts are one key group, so they stay in one shard for ever."""
 
     name = "bank"
+    promise = "without a cent lost or made"
 
     async def setup(self, client: Client) -> None:
         batch = client.batch()
@@ -54,15 +55,16 @@ class Bank(Workload):
         return [Op("read")]
 
     def judge(self, history: History) -> Judgement:
-        lines = []
+        complaints = []
         reads = [one for one in history.operations if one.f == "read" and one.known]
         for read in reads:
             balances = read.output
             assert isinstance(balances, tuple)
             if sum(balances) != ACCOUNTS * BALANCE or min(balances) < 0:
-                lines.append(f"the read of line {read.line} has the sum {sum(balances)}: {list(balances)}")
+                text = f"the read of line {read.line} has the sum {sum(balances)}: {list(balances)}"
+                complaints.append(Complaint(text, [read]))
         transfers = sum(one.f == "transfer" and one.known for one in history.operations)
-        return Judgement(not lines, lines, {"reads": len(reads), "transfers": transfers})
+        return self.told(history, complaints, {"reads": len(reads), "transfers": transfers})
 
 
 async def _read(client: Client, accounts: Sequence[int]) -> list[Found | None]:

@@ -12,8 +12,10 @@ from typing import Any
 
 import orjson
 
+from jepsen import set_check
+from jepsen.history import History
 from jepsen.recorder import Answer, Op
-from jepsen.workloads.base import NotDone, Workload
+from jepsen.workloads.base import Judgement, NotDone, Workload
 from kvstore.base.errors import Conflict
 from kvstore.client import Client
 
@@ -84,6 +86,16 @@ class Set(Growing):
         await self.update(client, op, lambda elements: [*(elements or []), op.value])
         return op.value
 
+    def judge(self, history: History) -> Judgement:
+        """By an order of all operations, and by what became of each element: the counts say what went wrong."""
+        judgement = super().judge(history)
+        counts = set_check.count(history)
+        if not counts.valid:
+            judgement.valid = False  # even if the search ran out of time
+            judgement.lines += list(counts.lines())[1:]
+        judgement.numbers |= counts.numbers()
+        return judgement
+
 
 class Counter(Growing):
     """`incr` answers the sum after it."""
@@ -99,21 +111,3 @@ class Counter(Growing):
         if op.f == self.read:
             return await self.value(client, op) or 0
         return await self.update(client, op, lambda total: (total or 0) + op.value)
-
-
-class Append(Growing):
-    """Strings that grow; each read must be a prefix of what is read later."""
-
-    name = "append"
-    model = "kv-append"
-    read = "get"
-    change = "append"
-
-    def argument(self, number: int) -> Any:
-        return f"{number} "
-
-    async def apply(self, client: Client, op: Op) -> Answer:
-        if op.f == self.read:
-            return await self.value(client, op) or ""
-        await self.update(client, op, lambda text: (text or "") + op.value)
-        return op.value

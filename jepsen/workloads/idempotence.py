@@ -11,7 +11,7 @@ import aiohttp
 
 from jepsen.history import History
 from jepsen.recorder import Answer, Op
-from jepsen.workloads.base import Judgement, Workload
+from jepsen.workloads.base import Complaint, Judgement, Workload
 from kvstore.base.errors import Timeout
 from kvstore.client import Client
 
@@ -24,6 +24,7 @@ class Idempotence(Workload):
     """`put` is sent to several nodes, some of them at once; `read` tells how often a key was changed."""
 
     name = "idempotence"
+    promise = "done once, with one answer"
 
     def __init__(self, rng: random.Random) -> None:
         super().__init__(rng)
@@ -69,19 +70,21 @@ class Idempotence(Workload):
         return [Op("read", key) for key in range(KEYS)]
 
     def judge(self, history: History) -> Judgement:
-        lines = []
+        complaints = []
         puts = [one for one in history.operations if one.f == "put"]
         for put in puts:
             if put.known:
                 assert isinstance(put.output, tuple)
                 revisions = put.output[1]
                 if len(set(revisions)) > 1:
-                    lines.append(f"the put of line {put.line} was answered with revisions {sorted(set(revisions))}")
+                    text = f"the put of line {put.line} was answered with revisions {sorted(set(revisions))}"
+                    complaints.append(Complaint(text, [put]))
         for read in (one for one in history.operations if one.f == "read" and one.known):
             of_key = [put for put in puts if put.key == read.key and put.call < read.call]
             done = sum(put.known for put in of_key)
             changes = read.output
             assert isinstance(changes, int)
             if not done <= changes <= len(of_key):
-                lines.append(f"key {read.key} was changed {changes} times by {done} to {len(of_key)} operations")
-        return Judgement(not lines, lines, {"puts": len(puts)})
+                text = f"key {read.key} was changed {changes} times by {done} to {len(of_key)} operations"
+                complaints.append(Complaint(text, [read]))
+        return self.told(history, complaints, {"puts": len(puts)})

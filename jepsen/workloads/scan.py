@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from jepsen.history import History
 from jepsen.recorder import Answer, Op
-from jepsen.workloads.base import Judgement, Workload
+from jepsen.workloads.base import Complaint, Judgement, Workload
 from kvstore.client import Client
 
 PREFIX = "scan/"
@@ -18,6 +18,7 @@ class Scan(Workload):
     """Puts of new keys, deletes of some, scans of all, forward and reverse, by pages."""
 
     name = "scan"
+    promise = "without a gap or a key twice"
 
     def __init__(self, rng: random.Random) -> None:
         super().__init__(rng)
@@ -42,7 +43,7 @@ class Scan(Workload):
 
     def judge(self, history: History) -> Judgement:
         """A key whose put had returned before the scan began must be there; one whose put had not begun must not."""
-        lines = []
+        complaints = []
         puts = {one.input: one for one in history.operations if one.f == "put" and one.outcome.value != "fail"}
         scans = [one for one in history.operations if one.f == "scan" and one.known]
         for scan in scans:
@@ -50,12 +51,14 @@ class Scan(Workload):
             assert isinstance(keys, tuple)
             ordered = sorted(set(keys), reverse=scan.input == "reverse")
             if list(keys) != ordered:
-                lines.append(f"the scan of line {scan.line} is out of order or has a key twice")
+                complaints.append(Complaint(f"the scan of line {scan.line} is out of order or has a key twice", [scan]))
             seen = set(keys)
             missing = [key for key, put in puts.items() if put.ret < scan.call and key not in seen]
             early = [key for key in keys if key not in puts or puts[key].call > scan.ret]
             if missing:
-                lines.append(f"the scan of line {scan.line} lacks {len(missing)} keys, {missing[0]} for one")
+                text = f"the scan of line {scan.line} lacks {len(missing)} keys, {missing[0]} for one"
+                complaints.append(Complaint(text, [scan, puts[missing[0]]]))
             if early:
-                lines.append(f"the scan of line {scan.line} has keys that nobody had put: {early[0]} for one")
-        return Judgement(not lines, lines, {"scans": len(scans), "keys": len(puts)})
+                text = f"the scan of line {scan.line} has keys that nobody had put: {early[0]} for one"
+                complaints.append(Complaint(text, [scan]))
+        return self.told(history, complaints, {"scans": len(scans), "keys": len(puts)})

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from jepsen.history import History, Operation
 from jepsen.recorder import Answer, Op
-from jepsen.workloads.base import Judgement, Workload
+from jepsen.workloads.base import Complaint, Judgement, Workload
 from kvstore.client import Client
 
 KEYS = 4
@@ -19,6 +19,7 @@ class Stale(Workload):
     """Each write of a key is a larger number; a read says how old its answer may be."""
 
     name = "stale"
+    promise = "no older than was asked for"
 
     def __init__(self, rng: random.Random) -> None:
         super().__init__(rng)
@@ -46,18 +47,18 @@ class Stale(Workload):
 
     def judge(self, history: History) -> Judgement:
         """By the clock of this process, in which all clients run."""
-        lines: list[str] = []
+        complaints: list[Complaint] = []
         reads = [one for one in history.operations if one.f == "read" and one.known]
         for key in range(KEYS):
             writes = [one for one in history.operations if one.f == "write" and one.key == key]
-            lines += _judge_key([read for read in reads if read.key == key], writes)
-        return Judgement(not lines, lines, {"reads": len(reads)})
+            complaints += _judge_key([read for read in reads if read.key == key], writes)
+        return self.told(history, complaints, {"reads": len(reads)})
 
 
-def _judge_key(reads: Sequence[Operation], writes: Sequence[Operation]) -> list[str]:
+def _judge_key(reads: Sequence[Operation], writes: Sequence[Operation]) -> list[Complaint]:
     """Concurrent writes may be done in another order than they are numbered in, so only a write that began after
     another one had returned is newer for certain."""
-    lines = []
+    complaints = []
     by_value = {write.input: write for write in writes}
     for read in reads:
         assert isinstance(read.output, tuple)
@@ -66,32 +67,42 @@ def _judge_key(reads: Sequence[Operation], writes: Sequence[Operation]) -> list[
         value, _, age = read.output
         took = (read.ret_ns or read.call_ns) - read.call_ns
         if age > read.input + took / 1e9:  # a round that began after the call is fresh enough, however long it took
-            lines.append(f"the read of line {read.line} says itself that it is {age} s old")
+            complaints.append(Complaint(f"the read of line {read.line} says itself that it is {age} s old", [read]))
         seen = by_value.get(value)
         if value and seen is None:
-            lines.append(f"the read of line {read.line} has a value that nobody wrote: {value}")
+            complaints.append(Complaint(f"the read of line {read.line} has a value that nobody wrote: {value}", [read]))
             continue
         oldest_ns = read.call_ns - int(read.input * 1e9)
         for write in writes:
             if not write.known or write.ret_ns is None or write.ret_ns > oldest_ns:
                 continue
             if seen is None or (seen.known and seen.ret < write.call):
-                lines.append(f"the read of line {read.line} is older than {read.input} s: it misses {write.input}")
+                text = f"the read of line {read.line} is older than {read.input} s: it misses {write.input}"
+                complaints.append(Complaint(text, [write, read]))
                 break
-    lines += _backwards(reads)
-    return lines
+    complaints += _backwards(reads)
+    return complaints
 
 
-def _backwards(reads: Sequence[Operation]) -> list[str]:
+def _backwards(reads: Sequence[Operation]) -> list[Complaint]:
     """A revision has one value."""
-    values: dict[int, int] = {}
-    lines = []
+    first: dict[int, Operation] = {}  # by revision
+    complaints = []
     for read in reads:
-        assert isinstance(read.output, tuple)
-        value, revision, _ = read.output
-        if values.setdefault(revision, value) != value:
-            lines.append(f"revision {revision} has the values {values[revision]} and {value}")
-    for one, other in pairwise(sorted(values.items())):
-        if one[1] == other[1] and one[1]:
-            lines.append(f"the value {one[1]} was written at revisions {one[0]} and {other[0]}")
-    return lines
+        value, revision = _answer(read)
+        other = _answer(first.setdefault(revision, read))[0]
+        if other != value:
+            text = f"revision {revision} has the values {other} and {value}"
+            complaints.append(Complaint(text, [first[revision], read]))
+    by_revision = [(_answer(read)[0], revision, read) for revision, read in sorted(first.items())]
+    for (value, revision, read), (later, after, reread) in pairwise(by_revision):
+        if value == later and value:
+            text = f"the value {value} was written at revisions {revision} and {after}"
+            complaints.append(Complaint(text, [read, reread]))
+    return complaints
+
+
+def _answer(read: Operation) -> tuple[int, int]:
+    """(value, revision)"""
+    assert isinstance(read.output, tuple)
+    return read.output[0], read.output[1]

@@ -131,3 +131,38 @@ def test_the_same_seed_asks_for_the_same() -> None:
         first = [one.next() for _ in range(200)]
         assert first == [other.next() for _ in range(200)], name
         assert first != [third.next() for _ in range(200)], name
+
+
+def test_a_set_that_loses_an_element_is_told_in_counts() -> None:
+    def add(element: int) -> list[tuple[Any, ...]]:
+        return [(1, "invoke", "add", 0, element), (1, "ok", "add", 0, element)]
+
+    def read(*elements: int) -> list[tuple[Any, ...]]:
+        return [(2, "invoke", "read", 0, None), (2, "ok", "read", 0, list(elements))]
+
+    assert judge("set", *add(1), *add(2), *read(1, 2)) == (True, [])
+    valid, lines = judge("set", *add(1), *add(2), *read(2))
+    assert valid is False
+    assert any("lost: 1" in line for line in lines), lines
+
+
+def transaction(process: int, *steps: list[Any]) -> list[tuple[Any, ...]]:
+    asked = [[f, key, None if f == "r" else value] for f, key, value in steps]
+    return [(process, "invoke", "txn", None, asked), (process, "ok", "txn", None, list(steps))]
+
+
+def test_transactions_are_judged_by_their_cycles() -> None:
+    first = transaction(1, ["append", "x", 1], ["append", "y", 2])
+    whole = transaction(2, ["r", "x", [1]], ["r", "y", [2]])
+    assert judge("append", *first, *whole) == (True, [])
+    half = transaction(2, ["r", "x", [1]], ["r", "y", []])
+    valid, lines = judge("append", *first, *half, *whole)
+    assert valid is False
+    assert any(line.startswith("G-single") for line in lines), lines
+
+
+def test_what_is_complained_of_is_shown() -> None:
+    judgement = WORKLOADS["scan"](random.Random(1)).judge(history(*put(1, 1), *scan([])))
+    assert judgement.verdict is not None
+    assert [len(example.core) for example in judgement.examples] == [2]  # the put, and the scan that lacks it
+    assert not judgement.verdict.valid
