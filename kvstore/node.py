@@ -407,7 +407,11 @@ class Node:
         metrics.add_gauge("kvstore_members", self.admin.member_counts)
         metrics.add_gauge(
             "kvstore_shards",
-            lambda: {"here": len(replicas), "led": sum(one.is_leader for one in replicas.values())},
+            lambda: {
+                "here": len(replicas),
+                "led": sum(one.is_leader for one in replicas.values()),
+                "indivisible": sum(one.is_leader and one.splits.is_indivisible for one in replicas.values()),
+            },
         )
         metrics.add_gauge(
             "kvstore_memory_bytes",

@@ -125,7 +125,7 @@ _GAUGES: Mapping[str, tuple[str, str]] = {
     "kvstore_memory_bytes": ("kind", "Bytes held by parts of the node: tables, session_answers, staged."),
     "kvstore_members": ("state", "Members of the cluster by state: alive, suspect, dead, left."),
     "kvstore_operators": ("state", "Operators of the placement driver, running and lately ended; only where it is."),
-    "kvstore_shards": ("kind", "Shards with a replica here, and those that are led here."),
+    "kvstore_shards": ("kind", "Shards with a replica here, those led here, and those led here that can't be split."),
     "kvstore_gossip_members": ("state", "Nodes that gossip knows, by what it believes of them; this one included."),
     "kvstore_gossip_health": ("kind", "score: 0 while this node keeps up with gossip; each step lengthens its probes."),
     "kvstore_gossip_packets": ("direction", "Datagrams of gossip sent, and received from members."),

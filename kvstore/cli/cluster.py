@@ -215,7 +215,7 @@ async def _list_shards(target: Target) -> None:
                 _epoch(row.get("epoch")),
                 row.get("leader"),
                 _replicas_text(row.get("replicas")),
-                bytes_text(_number(row, "approximate_bytes")),
+                bytes_text(_number(row, "approximate_bytes")) + (" (one group)" if row.get("indivisible") else ""),
                 f"{(_number(row, 'reads_per_second') or 0) + (_number(row, 'writes_per_second') or 0):,}/s",
             )
             for row in rows

@@ -64,7 +64,14 @@ class ShardSplit:
         store = self._host.environment.state_store
         data_bytes = self._data_bytes()
         if key is None:
-            return await find_middle(store, descriptor, data_bytes)
+            splits = self._leader().splits
+            try:
+                middle = await find_middle(store, descriptor, data_bytes)
+            except Invalid:
+                splits.note_search(descriptor.version, found=False)
+                raise
+            splits.note_search(descriptor.version, found=True)
+            return middle
         check_cut(key)
         full_key = keyspace_prefix(descriptor.keyspace) + key
         if not descriptor.start < full_key < descriptor.end:

@@ -35,7 +35,19 @@ HEIRS_MAX = 8  # whose routes a refusal tells
 class Splits:
     def __init__(self, replica: Replica) -> None:
         self._replica = replica
+        self._whole_version = 0  # the epoch's version in which no cut was found; 0 = none is known
         self._heirs: deque[ShardDescriptor] = deque(maxlen=HEIRS_MAX)  # as they were born
+
+    @property
+    def is_indivisible(self) -> bool:
+        """Whether all that the shard holds was one key, or one key group, when a cut was last looked for here: it can
+        grow beyond every bound, and people should know."""
+        state = self._replica.state
+        return state is not None and state.descriptor.version == self._whole_version
+
+    def note_search(self, version: int, *, found: bool) -> None:
+        """A cut in the middle was looked for, in this epoch."""
+        self._whole_version = 0 if found else version
 
     def stage(self, split: Split, *, timeout_ms: int, reply: ReplyTo) -> SplitRequest | None:
         """Queue a split, or refuse it definitely at once."""

@@ -185,6 +185,7 @@ class NodeAdmin:
             "revision": replica.state.revision,
             "applied": replica.state.applied_index,
             "approximate_bytes": replica.state.data_bytes,
+            "indivisible": replica.splits.is_indivisible,  # no cut was found: one key, or one key group
             "reads_per_second": reads,
             "writes_per_second": writes,
             "log_bytes": replica.log.bytes_behind(replica.raw.last_index),

@@ -109,6 +109,10 @@ async def test_middle_of_the_data_and_key_groups() -> None:
         assert answer["at"] == "{order-17}"
         status, answer = await ask(http, cluster, "n3", answer["child"])
         assert (status, answer["code"]) == (400, "INVALID"), "one key group is all that it holds"
+        whole = [row["id"] for node in cluster.nodes.values() for row in node.admin.shards() if row["indivisible"]]
+        assert len(whole) == 1, "its leader tells"
+        counts = [node.metrics.gauge("kvstore_shards")["indivisible"] for node in cluster.nodes.values()]
+        assert sorted(counts) == [0, 0, 1]
         for status, answer in (
             await ask(http, cluster, "n1", 77, at="m"),
             await ask(http, cluster, "n1", 1, at="m"),
