@@ -163,7 +163,7 @@ class Replica:
                 refused = refusal(frame.id, code)
         if refused is not None:
             self.environment.metrics.proposals_dropped += len(operations) if refused.code == Code.OVERLOADED else 0
-            reply(refused)
+            reply(self._known_answer(frame, operations) or refused)
             return None
         write = Write(
             version=frame.version,
@@ -222,6 +222,15 @@ class Replica:
         if state.check_keys(version, operations) is not None:
             return self._refuse_route(frame_id, operations)
         return None
+
+    def _known_answer(self, frame: Mutate, operations: Sequence[Mutation]) -> Results | None:
+        """For a frame that can't be staged here: a batch that was done before its keys came to lie in two shards would
+        be refused by both of them."""
+        state = self.state
+        if not frame.session or state is None or not self.is_leader:
+            return None
+        known = state.known_answers(frame.session, [operation.seq for operation in operations])
+        return None if known is None else Results(frame.id, state.stamp, known)
 
     def refuse_here(self, frame_id: int) -> Refused:
         """The refusal of a replica that does not lead, with its best hint, or that was stopped."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from kvstore.base import operations as ops
-from kvstore.base.errors import CODES, ERRORS, Code, KVError, NotFound, Retry, StaleRoute, Timeout, Unavailable
+from kvstore.base.errors import CODES, ERRORS, Code, Invalid, KVError, NotFound, Retry, StaleRoute, Timeout, Unavailable
 from kvstore.base.ids import SYSTEM_KEYSPACE
 from kvstore.base.operations import Batch, DeleteRange, Failure, Mutation, ReadOperation, Result, Scan
 from kvstore.base.shards import Route
@@ -163,6 +163,8 @@ class ShardRouter:
             except KVError as error:
                 if error.code == Code.STALE_ROUTE and isinstance(first, Scan | DeleteRange):
                     raise
+                if error.code == Code.STALE_ROUTE and isinstance(first, Batch):
+                    error = self._parted(number, first) or error
                 last = error
                 unknown = unknown or not error.definite
                 if not self._may_retry(error, frame):
@@ -174,6 +176,17 @@ class ShardRouter:
         if CODES[last.code].retry == Retry.REROUTE:  # of no use to a caller for whom this node has looked everywhere
             raise Unavailable(f"no leader was found in time: {last.message}") from last
         raise last
+
+    def _parted(self, keyspace: int, batch: Batch) -> Invalid | None:
+        """Why the batch can't be done at all, if its keys lie in different shards. (Its shard has been asked all the
+        same: it may know an answer from before a split.)"""
+        first = batch.operations[0].key
+        for operation in batch.operations[1:]:
+            if self._map.find(keyspace, operation.key) != self._map.find(keyspace, first):
+                return Invalid(
+                    f"a batch is atomic in one shard, but {first!r} and {operation.key!r} lie in different ones"
+                )
+        return None
 
     def _may_retry(self, error: KVError, frame: Mutate | Read) -> bool:
         if CODES[error.code].retry == Retry.NEVER or error.code in (Code.OVERLOADED, Code.DISK_FULL):

@@ -293,6 +293,15 @@ class ShardState:
             return Code.STALE_ROUTE
         return None
 
+    def known_answers(self, session_id: bytes, seqs: Iterable[int]) -> list[Result] | None:
+        """What these mutations of the session were answered, if all of them are known here. An answer never changes, so
+        it may be given again outside the log, also for keys that a split has taken away since."""
+        session = self._sessions.table.get(session_id)
+        if session is None:
+            return None
+        known = [session.answers.get(seq) for seq in seqs]
+        return [answer[1] for answer in known if answer is not None] if None not in known else None
+
     def get(self, key: bytes) -> Found | None:
         """key: the user's. The caller has checked range and epoch in the same step (check_keys)."""
         full_key = self._executor.prefix + key

@@ -187,3 +187,25 @@ def _holds(condition: Any) -> Any:
 
 def _below(at: int, end: bytes) -> bool:
     return not end or key_of(at).encode() < end
+
+
+async def test_batch_by_rest_across_shards_is_refused_at_once() -> None:
+    """And one that was done before the split is answered as it was, by its Idempotency-Key."""
+    async with running() as (cluster, http), cluster.client() as client:
+        await client.put("a", b"0")
+        operations = [{"op": "put", "key": "a", "value": "1"}, {"op": "put", "key": "z", "value": "1"}]
+        path, headers = "/v1/batch/default", {"Idempotency-Key": "order-1"}
+        async with http.post(url(cluster, "n1", path), json={"operations": operations}, headers=headers) as response:
+            done = await response.json()
+            assert response.status == 200, done
+        status, _ = await ask(http, cluster, "n1", 2, at="m")
+        assert status == 200
+        for name in FOUNDERS:
+            async with http.post(
+                url(cluster, name, path), json={"operations": operations}, headers=headers
+            ) as response:
+                assert (response.status, await response.json()) == (200, done)
+            async with http.post(url(cluster, name, path), json={"operations": operations}) as response:
+                answer = await response.json()
+                assert (response.status, answer["code"]) == (400, "INVALID")
+                assert "lie in different ones" in answer["detail"]

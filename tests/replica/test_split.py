@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 
 from kvstore.base.errors import Code
-from kvstore.base.operations import Failure, Found, Put
+from kvstore.base.operations import Batch, Failure, Found, Put
 from kvstore.base.stream import Refused, Results
 from raft import Role
 from tests.replica.splits import (
@@ -238,3 +238,24 @@ async def test_failures_of_single_operations_stay_single() -> None:
         assert answer.results[0] == done.results[0]
         assert isinstance(answer.results[1], Failure)
         assert answer.results[1].code == Code.STALE_ROUTE
+
+
+@simulated
+async def test_batch_whose_keys_the_split_has_parted_keeps_its_answer() -> None:
+    """Repeated behind the split it fits into neither half; who did it still knows, and gives the answer again."""
+    async with World() as world:
+        leader = await filled(world)
+        stamp = leader.router.stamp_ms()
+        batch = Batch(7, [Put(0, b"b", b"1"), Put(0, b"x", b"1")])
+        done = await mutate_shard(leader, batch, shard=SHARD, version=1, session=SESSION, issued_at=stamp)
+        assert isinstance(done, Results)
+        await split_at(leader, b"m", CHILD)
+        parent, child = await both_led(world)
+        for node, shard in ((parent, SHARD), (child, CHILD)):
+            again = await mutate_shard(node, batch, shard=shard, version=2, session=SESSION, issued_at=stamp)
+            assert isinstance(again, Results)
+            assert again.results == done.results
+        other = Batch(8, batch.operations)
+        refused = await mutate_shard(parent, other, shard=SHARD, version=2, session=SESSION, issued_at=stamp)
+        assert isinstance(refused, Refused)
+        assert refused.code == Code.STALE_ROUTE
