@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import os
 import random
+import re
 import signal
 import sys
 import time
@@ -28,6 +29,7 @@ START_SECONDS_MAX = 30.0
 STOP_SECONDS_MAX = 20.0
 ASK_SECONDS_MAX = 3.0
 POLL_SECONDS = 0.05
+ERROR = re.compile(r" (ERROR|CRITICAL) |^Traceback|^\w*Error\b")
 _PR_SET_PDEATHSIG = 1
 
 
@@ -101,6 +103,13 @@ class NodeProcess:
             return ""
         return "\n".join(self.log.read_text("utf-8", "replace").splitlines()[-lines:])
 
+    def errors(self) -> list[str]:
+        """Lines of its log that tell of something that must not happen."""
+        if not self.log.exists():
+            return []
+        with self.log.open(encoding="utf-8", errors="replace") as lines:
+            return [line.rstrip() for line in lines if ERROR.search(line)]
+
 
 class Cluster:
     """Nodes n1, n2, ... A context; `through the switch` is how they and their clients know each other."""
@@ -113,6 +122,7 @@ class Cluster:
         self._net = f"127.{rng.randrange(16, 250)}.{rng.randrange(1, 250)}"
         self._flags = list(flags)
         self.nodes: dict[str, NodeProcess] = {}
+        self._ever: dict[str, NodeProcess] = {}  # with those that were removed
         self._number = 0  # of the node that was added last
         names = [f"n{number}" for number in range(1, nodes + 1)]
         founders = ",".join(f"{name}={self._known_as(number)}" for number, name in enumerate(names, start=1))
@@ -134,7 +144,7 @@ class Cluster:
             advertise=self._known_as(number),
             flags=[*flags, *self._flags],
         )
-        self.nodes[name] = node
+        self.nodes[name] = self._ever[name] = node
         return node
 
     # -- life ------------------------------------------------------------------------------------------------------
@@ -241,6 +251,10 @@ class Cluster:
     def crashed(self) -> list[str]:
         """Nodes that ended by themselves, with their last words."""
         return [f"{node.name}: {node.last_words()}" for node in self.nodes.values() if node.crashed]
+
+    def errors(self) -> dict[str, list[str]]:
+        """Of the nodes that said something of the kind, those that were removed included."""
+        return {name: lines for name, node in self._ever.items() if (lines := node.errors())}
 
     async def ask(
         self, name: str, path: str, *, method: str = "GET", body: Mapping[str, Any] | None = None

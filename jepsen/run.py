@@ -14,20 +14,18 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import orjson
-
-from jepsen import formats
+from jepsen import formats, outages, run_report
 from jepsen.cluster import Cluster, ClusterError
 from jepsen.nemeses import NEMESES
 from jepsen.nemeses.base import Attack, Nemesis
 from jepsen.nemeses.processes import Clock
+from jepsen.outcome import Options, Outcome
 from jepsen.recorder import Recorder
 from jepsen.workloads import WORKLOADS
-from jepsen.workloads.base import Judgement, Workload
+from jepsen.workloads.base import Workload
 from jepsen.workloads.idempotence import Idempotence
 
 CALL_SECONDS_MAX = 3.0
@@ -37,35 +35,6 @@ FINAL_ATTEMPTS = 20
 PROGRESS_SECONDS = 5.0
 PAUSE_SECONDS = (0.2, 4.0)
 """Between one fault and the next that takes its place."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    workloads: Sequence[str]
-    nemeses: Sequence[str]
-    seconds: float
-    nodes: int
-    seed: int
-    out: Path
-    clients: int  # of each workload
-    rate: float  # operations a second, of each workload
-    faults_at_once: int = 2
-    flags: Sequence[str] = ()  # for kvstore serve
-
-
-@dataclass(slots=True)
-class Outcome:
-    valid: bool | None
-    judgements: dict[str, Judgement]
-    problems: list[str] = field(default_factory=list)
-    operations: int = 0
-    faults: dict[str, int] = field(default_factory=dict)
-    recovery_seconds: float | None = None
-    skipped: dict[str, str] = field(default_factory=dict)
-
-    def summary(self, seconds: float) -> dict[str, object]:
-        valid: object = "unknown" if self.valid is None else self.valid
-        return {"valid": valid, "ops": self.operations, "seconds": round(seconds, 3)}
 
 
 class Run:
@@ -255,45 +224,18 @@ class Run:
     def _judge(self) -> None:
         outcome = self._outcome
         outcome.operations = sum(sum(recorder.counts.values()) for recorder in self._recorders.values())
+        outcome.errors = self._cluster.errors()
         broken = bool(outcome.problems)
+        histories = {name: formats.read(self.history_of(name), "jsonl") for name in self._workloads}
+        outcome.outages = outages.find(histories.values())
         for name, workload in self._workloads.items():
-            judgement = workload.judge(formats.read(self.history_of(name), "jsonl"))
-            outcome.judgements[name] = judgement
-            if not broken and not any(
-                kind == "ok" and count for (_, kind), count in self._recorders[name].counts.items()
-            ):
+            counts = self._recorders[name].counts
+            outcome.counts[name] = {f"{f} {kind}": count for (f, kind), count in sorted(counts.items())}
+            outcome.judgements[name] = workload.judge(histories[name])
+            if not broken and not any(kind == "ok" and count for (_, kind), count in counts.items()):
                 outcome.problems.append(f"no operation of {name} was answered")
-        verdicts = [judgement.valid for judgement in outcome.judgements.values()]
-        if outcome.problems or False in verdicts:
-            outcome.valid = False
-        else:
-            outcome.valid = None if None in verdicts else True
-        (self._options.out / "verdict.json").write_bytes(orjson.dumps(self._document(), option=orjson.OPT_INDENT_2))
-
-    def _document(self) -> dict[str, object]:
-        outcome, options = self._outcome, self._options
-        return {
-            "valid": "unknown" if outcome.valid is None else outcome.valid,
-            "seed": options.seed,
-            "nodes": options.nodes,
-            "seconds": options.seconds,
-            "recovery_seconds": outcome.recovery_seconds,
-            "problems": outcome.problems,
-            "faults": outcome.faults,
-            "skipped": outcome.skipped,
-            "workloads": {
-                name: {
-                    "valid": "unknown" if judgement.valid is None else judgement.valid,
-                    "found": judgement.lines,
-                    "operations": {f"{f} {kind}": count for (f, kind), count in sorted(self._counts(name))},
-                    **judgement.numbers,
-                }
-                for name, judgement in outcome.judgements.items()
-            },
-        }
-
-    def _counts(self, name: str) -> list[tuple[tuple[str, str], int]]:
-        return list(self._recorders[name].counts.items())
+        outcome.settle()
+        run_report.write(self._options, outcome, histories)
 
 
 def leaves(group: ExceptionGroup[Exception]) -> list[Exception]:

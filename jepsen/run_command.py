@@ -11,8 +11,11 @@ import click
 import orjson
 import uvloop
 
+from jepsen import plots
 from jepsen.nemeses import GROUPS, NEMESES
-from jepsen.run import Options, Outcome, Run
+from jepsen.outcome import Options, Outcome
+from jepsen.run import Run
+from jepsen.run_report import INDEX_FILE
 from jepsen.workloads import WORKLOADS
 
 EXIT_CODES = {True: 0, False: 1, None: 2}
@@ -106,6 +109,7 @@ def run(
         click.echo(f"interrupted; the histories so far are in {folder}, `python -m jepsen check` judges them")
         context.exit(EXIT_INTERRUPTED)
     _explain(outcome)
+    click.echo(f"the report is {folder / INDEX_FILE}")
     click.echo(orjson.dumps(outcome.summary(time.monotonic() - began)))
     context.exit(EXIT_CODES[outcome.valid])
 
@@ -126,3 +130,9 @@ def _explain(outcome: Outcome) -> None:
             click.echo(f"    {line}")
     faults = ", ".join(f"{count} {name}" for name, count in sorted(outcome.faults.items())) or "none"
     click.echo(f"faults: {faults}")
+    if not plots.available():
+        click.echo(plots.LACKING)
+    for outage in outcome.outages[:3]:
+        click.echo(f"{outage.seconds:.1f} s without an answer: {', '.join(outage.faults) or 'without a fault'}")
+    for name, lines in outcome.errors.items():
+        click.echo(f"{len(lines)} lines in {name}.log tell of errors: {lines[0]}")
