@@ -25,6 +25,7 @@ from kvstore.base.metrics import Metrics
 from kvstore.router.admin import NodeAdmin
 from kvstore.router.peer_api import ADMIN_PATH, AUTH_HEADER, FOUNDING_PATH, check_signature
 from kvstore.router.router import ShardRouter
+from kvstore.transport.listening import ListeningSite
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +125,7 @@ class NodeHttp:
             await self._runners[0].cleanup()  # the listener stays open: who connects now waits a moment
             del self._runners[0]
         # No await between here and the start: a socket that was duplicated before would be left open by a cancellation.
-        await web.SockSite(runner, self._listener.dup(), backlog=BACKLOG).start()
+        await ListeningSite(runner, self._listener.dup(), backlog=BACKLOG).start()
 
     async def close(self) -> None:
         """Stop listening; what is under way is finished, bounded."""

@@ -182,7 +182,7 @@ class BoundedServer(web.Server):
 
 
 class ApiRunner(web.AppRunner):
-    """`web.AppRunner` with this module's bounds. Use it as aiohttp's: `setup`, a `TCPSite`, `cleanup`."""
+    """`web.AppRunner` with this module's bounds. Use it as aiohttp's: `setup`, a `ListeningSite`, `cleanup`."""
 
     def __init__(
         self,

@@ -20,6 +20,7 @@ from kvstore.gossip.events import Event
 from kvstore.gossip.member import INCARNATIONS_PER_BOOT, Member, MemberState
 from kvstore.gossip.resolver import Target
 from kvstore.gossip.settings import GossipSettings
+from kvstore.transport.listening import ListeningSite
 
 WAIT_SECONDS = 15.0
 CLUSTER = "c" * 32
@@ -166,7 +167,7 @@ class Node:
         app.add_routes(self.driver.routes())
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         await self._runner.setup()
-        await web.SockSite(self._runner, self.listener).start()
+        await ListeningSite(self._runner, self.listener).start()
         self.driver.start()
 
     async def stop(self, *, leave: bool = False) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from aiohttp import web
 
 from kvstore.transport.hello import Identity
+from kvstore.transport.listening import ListeningSite
 from kvstore.transport.peer_link import WebSocketTransport
 from kvstore.transport.protocol import GroupMessage
 from kvstore.transport.settings import TransportSettings
@@ -168,8 +169,7 @@ class Node:
         app.add_routes(self.transport.routes())
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True)
-        await site.start()
+        await ListeningSite(self._runner, socket.create_server(("127.0.0.1", self.port), backlog=128)).start()
         self.transport.set_peers(peers or {})
         await self.transport.start(self.handler)
 
