@@ -338,7 +338,7 @@ _LEASE = {
     ),
     "promise-forgotten-at-restart": Mutation(
         "a voter that restarts refuses votes for one election timeout",
-        (Edit("raft.core:Core.__init__", "self.promise_length() if self.lease_reads and self.term > 0 else 0", "0"),),
+        (Edit("raft.core:Core.__init__", "self.promise_length() if may_have_promised else 0", "0"),),
         "lease-restarts",
         1_000,
     ),
