@@ -19,11 +19,13 @@ from jepsen.switch import CLIENT, Switch
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the switch asks Linux who owns a connection")
 QUIET_SECONDS = 0.15  # in which a cut link lets nothing through
 WAIT_SECONDS = 10.0
+# It connects when it is told to: before that the switch does not know whose process it is.
 DIALER = """
 import socket, sys
 host, port = sys.argv[1], int(sys.argv[2])
-one = socket.create_connection((host, port))
+one = None
 for line in sys.stdin.buffer:
+    one = one or socket.create_connection((host, port))
     one.sendall(line)
     print(one.makefile("rb").readline().decode(), end="", flush=True)
 """
