@@ -90,7 +90,8 @@ class GossipDriver:
         self._refusal_told: dict[Refusal, float] = {}
         self._changes: Counter[MemberState] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._timer_due = 0.0  # loop time; uvloop's handle of what is due at once can't tell
         self._flushing = False
         self._running = False
         self._left: asyncio.Future[None] | None = None
@@ -223,10 +224,11 @@ class GossipDriver:
         """A timer that comes too early does no harm and is let be: most packets put off nothing."""
         due = max(self._swim.next_at(), self.now() + TIMER_SECONDS_MIN)
         if self._timer is not None:
-            if self._timer.when() <= due:
+            if self._timer_due <= due:
                 return
             self._timer.cancel()
         self._timer = self._loop.call_at(due, self._on_timer)
+        self._timer_due = due
 
     def _tell(self, event: Event) -> None:
         if isinstance(event, MemberChanged):

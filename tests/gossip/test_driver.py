@@ -64,6 +64,21 @@ async def test_a_crash_is_suspected_and_then_told() -> None:
         assert told(one, "n3") == told(two, "n3") == [ALIVE, SUSPECT, DEAD]
 
 
+async def test_a_timer_that_is_due_at_once_is_compared_with_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time may pass between the asking and the setting; uvloop's handle of what is due by then can't tell when."""
+    async with cluster(1) as (one,):
+        assert one.driver._timer is not None
+        one.driver._timer.cancel()
+        one.driver._timer = None
+        past = one.driver.now() - 1.0
+        monkeypatch.setattr(one.driver, "now", lambda: past)
+        monkeypatch.setattr(one.driver._swim, "next_at", lambda: past)
+        one.driver.wake()
+        first = one.driver._timer
+        one.driver.wake()
+        assert one.driver._timer is first
+
+
 async def test_who_is_cut_off_for_a_while_refutes() -> None:
     """Its datagrams are lost for as long as it takes to be suspected; TCP, which would save it, too."""
     async with cluster() as (one, two, three):
