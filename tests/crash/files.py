@@ -1,4 +1,4 @@
-"""Damage to the files of a node that does not run.
+"""What is in the files of a node, and damage to those of one that does not run.
 
 LMDB copies pages on write, so a value may lie in several places of its file, most of them free pages: all are damaged.
 """
@@ -6,6 +6,15 @@ LMDB copies pages on write, so a value may lie in several places of its file, mo
 from __future__ import annotations
 
 from pathlib import Path
+
+import lmdb
+
+
+def holds(environment: Path, value: bytes) -> bool:
+    """Whether a committed record of this LMDB environment holds `value`; a node may have it open. In the bytes of its
+    file a record may be found before it is committed."""
+    with lmdb.open(str(environment), readonly=True) as env, env.begin() as txn:
+        return any(value in record for _, record in txn.cursor())
 
 
 def flip(path: Path, value: bytes) -> int:

@@ -7,14 +7,13 @@ for), one byte of a known value is flipped in state/data.mdb, and the replica is
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import pytest
 
 from kvstore.base.errors import KVError
 from kvstore.client import Client
-from tests.crash.files import flip
+from tests.crash.files import flip, holds
 from tests.crash.processes import ProcessCluster, until
 
 MARK = b"a-value-that-is-nowhere-else-in-the-file-0123456789"
@@ -30,7 +29,7 @@ async def _written(cluster: ProcessCluster) -> dict[bytes, bytes]:
         for name in cluster.nodes:
 
             async def flushed(name: str = name) -> bool:
-                return MARK in (cluster[name].data / "state" / "data.mdb").read_bytes()
+                return holds(cluster[name].data / "state", MARK)
 
             await until(flushed)
     await cluster.kill(*cluster.nodes)
@@ -102,7 +101,6 @@ async def test_damage_of_the_only_replica_destroys_nothing_else(tmp_path: Path) 
         assert row["role"] == "failed"
         assert "marked" in row["problem"]
         assert await cluster.get("n1", "/healthz") is not None
-        await asyncio.sleep(0)
         await cluster.kill("n1")
         await cluster.start("n1")
         await cluster.wait_ready()
