@@ -60,6 +60,7 @@ class PlacementDriver:
         self._actions = actions
         self._began = now
         self._heard: set[str] = set()  # nodes that have reported in full
+        self._disks: dict[str, dict[str, Any]] = {}  # node -> fields of NodeView, as it reported
         self._ranks: dict[int, tuple[int, int, int]] = {}  # shard -> (version, term, conf) as observed
         self._whole: dict[int, int] = {}  # shards that could not be split: the size at which it is tried again
         self._drains: dict[str, tuple[float, int]] = {}  # node -> (since, replicas then)
@@ -82,11 +83,11 @@ class PlacementDriver:
         """Take a node's report over; returns whether a full one is wanted."""
         if not report.full and report.node not in self._heard:
             return True
-        known = self.view.nodes.get(report.node)
-        if known is not None:
-            self.view.put_node(
-                replace(known, capacity_bytes=report.capacity_bytes, used_bytes=_rounded(report.used_bytes))
-            )
+        self._disks[report.node] = {
+            "capacity_bytes": report.capacity_bytes,
+            "used_bytes": _rounded(report.used_bytes),
+            "disk_full": report.disk_full,
+        }
         for shard, term in report.given_up:
             self._given_up(shard, term, report.node)
         if report.full:
@@ -142,8 +143,7 @@ class PlacementDriver:
                     health=Health.UP if silence is None else Health.DOWN,
                     down_since=_since(before, view.now, silence),
                     draining=record.node in draining,
-                    capacity_bytes=before.capacity_bytes if before else 0,
-                    used_bytes=before.used_bytes if before else 0,
+                    **self._disks.get(record.node, {}),
                 )
             )
         for node in removed:

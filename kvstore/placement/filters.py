@@ -33,6 +33,8 @@ def has_a_replica(view: View, shard: ShardView, node: NodeView) -> str | None:
 
 def disk_full(view: View, shard: ShardView, node: NodeView) -> str | None:
     """With what is to come counted too: the room must be there when the snapshot arrives."""
+    if node.disk_full:
+        return "its disk is nearly full"
     if node.capacity_bytes <= 0:
         return None
     part = (node.used_bytes + shard.data_bytes) / node.capacity_bytes

@@ -26,9 +26,12 @@ def make_plan(
 
 
 def heir(view: View, shard: ShardView, *, but: str) -> str | None:
-    """Who should lead instead of `but`: of the voters in service the one with the fewest leaderships."""
+    """Who should lead instead of `but`: of the voters in service the one with the fewest leaderships; one whose disk is
+    full only where there is no other."""
     able = [node for node in shard.voters if node != but and view.in_service(node)]
-    return min(able, key=lambda node: (len(view.leaders[node]), view.load[node], node), default=None)
+    return min(
+        able, key=lambda node: (not view.may_lead(node), len(view.leaders[node]), view.load[node], node), default=None
+    )
 
 
 def transfer(view: View, shard: ShardView, *, to: str, kind: Kind, reason: str) -> Plan:

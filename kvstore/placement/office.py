@@ -51,7 +51,7 @@ class PlacementOffice:
         self._actions = actions
         self._gossip = gossip
         self._send = send
-        self._reporter = Reporter(environment.node, host.core.replicas, space)
+        self._reporter = Reporter(environment.node, host.core.replicas, space, disk_full=lambda: environment.disk_full)
         self._news = asyncio.Event()
         self._wishes = WishReader()
         self._driver: PlacementDriver | None = None

@@ -46,6 +46,7 @@ class NodeReport(msgspec.Struct, array_like=True, frozen=True):
     used_bytes: int
     led: tuple[ShardReport, ...]
     given_up: tuple[tuple[int, int], ...] = ()  # (shard, the term in which it was led here) since the last report
+    disk_full: bool = False  # it refuses writes, and hands leaderships over
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -119,11 +120,19 @@ class _Meter:
 class Reporter:
     """Makes the reports of one node."""
 
-    def __init__(self, node: str, replicas: dict[int, Replica], space: Callable[[], tuple[int, int]]) -> None:
+    def __init__(
+        self,
+        node: str,
+        replicas: dict[int, Replica],
+        space: Callable[[], tuple[int, int]],
+        *,
+        disk_full: Callable[[], bool] = lambda: False,
+    ) -> None:
         """`replicas`: the host's, by group. `space`: (free, total) bytes of the disk."""
         self._node = node
         self._replicas = replicas
         self._space = space
+        self._disk_full = disk_full
         self._meters: dict[int, _Meter] = {}  # of the shards that are led here
         self._full = True
 
@@ -157,7 +166,7 @@ class Reporter:
                 news.append(report)
         given_up = tuple((group, meter.told.term) for group, meter in before.items() if meter.told is not None)
         free, total = self._space()
-        return NodeReport(self._node, full, total, total - free, tuple(news), given_up)
+        return NodeReport(self._node, full, total, total - free, tuple(news), given_up, self._disk_full())
 
 
 def _differs(before: ShardReport, after: ShardReport) -> bool:

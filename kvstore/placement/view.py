@@ -44,6 +44,7 @@ class NodeView:
     draining: bool = False
     capacity_bytes: int = 0  # of the disk; 0 = not known yet
     used_bytes: int = 0
+    disk_full: bool = False  # it refuses writes and hands leaderships over by itself
 
     @property
     def in_service(self) -> bool:
@@ -139,6 +140,11 @@ class View:
         known = self.nodes.get(node)
         return known is not None and known.in_service
 
+    def may_lead(self, node: str) -> bool:
+        """Whether a leadership may be given to it."""
+        known = self.nodes.get(node)
+        return known is not None and known.in_service and not known.disk_full
+
     def is_draining(self, node: str) -> bool:
         known = self.nodes.get(node)
         return known is not None and known.draining
@@ -158,6 +164,10 @@ class View:
     def serving(self) -> list[NodeView]:
         """The nodes that may receive something, by id."""
         return [node for node in self.nodes.values() if node.in_service]
+
+    def leading(self) -> list[str]:
+        """The nodes that may be given leaderships, by id."""
+        return [node for node in self.nodes if self.may_lead(node)]
 
     def wanted(self, shard: ShardView) -> int:
         """How many voters it should have."""

@@ -209,6 +209,20 @@ class ProcessCluster:
         async with self._http.delete(url, timeout=aiohttp.ClientTimeout(total=20)) as response:
             assert response.status < 300, await response.text()
 
+    async def keep_leaders(self) -> None:
+        """From now on nobody but the test moves leaderships: balance would move some back."""
+
+        async def kept() -> bool:
+            assert self._http is not None
+            for node in self.nodes.values():
+                with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
+                    url = f"http://{node.address}/v1/settings"
+                    async with self._http.patch(url, json={"rebalance": False}) as response:
+                        return response.status < 300
+            return False
+
+        await until(kept)
+
     async def transfer(self, through: str, shard: int, name: str) -> None:
         """Ask for a transfer of the shard's leadership; it may be refused, and is not waited for."""
         assert self._http is not None

@@ -37,6 +37,8 @@ async def _written(cluster: ProcessCluster) -> dict[bytes, bytes]:
 
 
 async def _lead(cluster: ProcessCluster, name: str) -> None:
+    await cluster.keep_leaders()
+
     async def leads() -> bool:
         leader = await cluster.leader()
         if leader != name:

@@ -81,6 +81,8 @@ async def _moved_away(cluster: ProcessCluster, name: str) -> None:
 
 
 async def _lead(cluster: ProcessCluster, name: str) -> None:
+    await cluster.keep_leaders()
+
     async def leads() -> bool:
         leader = await cluster.leader()
         if leader != name:

@@ -42,6 +42,8 @@ async def _flushed(cluster: LocalCluster, *names: str) -> None:
 
 
 async def _lead(cluster: LocalCluster, name: str) -> None:
+    await cluster.nodes[name].admin.placement.set_settings({"rebalance": False})  # which might move it back
+
     async def led() -> bool:
         leader = await cluster.leader()
         if leader != name:

@@ -103,6 +103,7 @@ async def _caught_up(cluster: LocalCluster, name: str) -> None:
 
 async def _check_on(cluster: LocalCluster, name: str, kv: Client) -> None:
     """Everything is on this node: it is needed for the quorum and made the leader."""
+    await cluster.nodes[name].admin.placement.set_settings({"rebalance": False})  # which might move it back
     leader = await cluster.leader()
     await cluster.kill(next(one for one in cluster.nodes if one not in (name, leader)))
 

@@ -94,6 +94,13 @@ def test_leaders(nodes: str, shards: list[str], expected: list[int]) -> None:
     assert plans(view, balance_leaders) == []
 
 
+def test_leaderships_go_to_no_node_whose_disk_is_full() -> None:
+    """It has just handed them over."""
+    view = with_shards(picture("abc", rules=WIDE), *["abc"] * 6, reads=900)
+    view.put_node(replace(view.nodes["b"], disk_full=True))
+    assert {plan.placement.leader for plan in [*plans(view, balance_leaders), *plans(view, balance_load)]} == {"c"}
+
+
 def test_leaderships_go_to_no_node_that_is_drained_or_down() -> None:
     view = with_shards(picture("abc", draining="b", rules=WIDE), *["abc"] * 6)
     assert plans(view, balance_leaders) == []  # its shards are drain's business

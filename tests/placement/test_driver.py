@@ -28,6 +28,7 @@ class Leaders:
         self.shards = {number: _shard(number, nodes) for number, nodes in enumerate(shards, 2)}
         self.asked: list[str] = []
         self.refuse: Exception | None = None
+        self.full: set[str] = set()  # nodes whose disk is
         self.silent = False  # does what is asked, but answers nothing of it
 
     def _do(self, what: str, shard: int, conf: int, change: Callable[[dict[str, ReplicaRole]], None]) -> Any:
@@ -68,7 +69,7 @@ class Leaders:
 
     def report(self, node: str, *, full: bool = True) -> NodeReport:
         led = tuple(one for one in self.shards.values() if one.leader == node)
-        return unpack_node(pack(NodeReport(node, full, 1 << 40, 1 << 30, led)))
+        return unpack_node(pack(NodeReport(node, full, 1 << 40, 1 << 30, led, (), node in self.full)))
 
 
 def _shard(number: int, nodes: str) -> ShardReport:
@@ -223,6 +224,16 @@ async def test_a_broken_invariant_is_told_and_not_only_logged(offices: list[Offi
     await office.second()
     with pytest.raises(AssertionError, match="impossible"):
         await office.second()
+
+
+async def test_a_node_whose_disk_is_full_gets_nothing(offices: list[Office]) -> None:
+    office = office_of(offices, ["ab"], "abc")
+    office.leaders.full.add("c")
+    await office.seconds(5)
+    assert office.leaders.asked == []
+    office.leaders.full.clear()
+    await office.seconds(3)
+    assert office.leaders.asked[0] == "+c"
 
 
 async def test_cancelling(offices: list[Office]) -> None:

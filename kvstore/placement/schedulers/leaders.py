@@ -20,7 +20,7 @@ PAIRS_MAX = 100
 
 def leader_bounds(view: View) -> tuple[float, float]:
     """(least, most) leaderships that a node in service should have."""
-    nodes = [node.id for node in view.serving()]
+    nodes = view.leading()
     if not nodes:
         return 0.0, 0.0
     mean = sum(len(view.leaders[node]) for node in nodes) / len(nodes)
@@ -40,7 +40,7 @@ def balance_leaders(view: View) -> Iterator[Plan]:
 
 def _next(view: View) -> Plan | None:
     least, most = leader_bounds(view)
-    counts = {node.id: len(view.leaders[node.id]) for node in view.serving()}
+    counts = {node: len(view.leaders[node]) for node in view.leading()}
     ranked = sorted(counts, key=lambda node: (-counts[node], node))
     tried = 0
     for source in ranked:

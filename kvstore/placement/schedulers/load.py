@@ -38,7 +38,7 @@ def balance_load(view: View) -> Iterator[Plan]:
 
 
 def _next(view: View) -> Plan | None:
-    nodes = [node.id for node in view.serving()]
+    nodes = view.leading()
     if len(nodes) < 2:
         return None
     mean = sum(view.load[node] for node in nodes) / len(nodes)
@@ -60,7 +60,7 @@ def _transfer(view: View, hottest: list[ShardView], source: str, margin: float, 
     options = []
     for shard in hottest:
         for node in shard.voters:
-            if node != source and view.in_service(node):
+            if node != source and view.may_lead(node):
                 gain = _gain(view, shard, source, node)
                 if gain > margin:
                     options.append((-gain * shard.load, shard.id, node))
@@ -114,7 +114,7 @@ def _with_room(view: View, plan: Plan, shard: ShardView, source: str, target: st
     """The plan, where the numbers of leaderships allow it; else one that makes room for it, an idle shard's leadership
     to the source or away from the target. That costs less than the plan will gain."""
     least, most = leader_bounds(view)
-    counts = {node.id: len(view.leaders[node.id]) for node in view.serving()}
+    counts = {node: len(view.leaders[node]) for node in view.leading()}
     cost_max = shard.load * _gain(view, shard, source, target) / 2
     if counts[source] - 1 < least:
         givers = [node for node in counts if node != source and counts[node] - 1 >= least]
