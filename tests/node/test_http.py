@@ -144,8 +144,17 @@ async def test_metrics_of_a_node_with_traffic() -> None:
             await asyncio.gather(*(kv.put(b"key-%d" % number, b"v" * 10) for number in range(200)))
             await asyncio.gather(*(kv.get(b"key-%d" % number) for number in range(200)))
         leader = await cluster.leader()
-        async with http.get(url(cluster, leader, "/metrics")) as response:
-            samples = dict(_samples(await response.text()))
+        samples: dict[str, float] = {}
+
+        async def at_rest() -> bool:
+            """Nothing waits: looked at again, as the nodes write a little of their own now and then."""
+            async with http.get(url(cluster, leader, "/metrics")) as response:
+                samples.update(_samples(await response.text()))
+            families = ("kvstore_queue_depth{", "kvstore_raft_applied_lag{")
+            waiting = [one for name, one in samples.items() if name.startswith(families)]
+            return len(waiting) == 3 + 2 and not any(waiting)
+
+        await cluster.until(at_rest)
         value = samples.__getitem__
         assert value("kvstore_raft_proposals_total") >= 200
         assert value("kvstore_raft_applies_total") >= 200
@@ -159,14 +168,9 @@ async def test_metrics_of_a_node_with_traffic() -> None:
         roles = {name: one for name, one in samples.items() if name.startswith("kvstore_raft_groups{")}
         assert sum(roles.values()) == 2
         assert value('kvstore_raft_groups{role="leader"}') >= 1
-        depths = [one for name, one in samples.items() if name.startswith("kvstore_queue_depth{")]
-        assert depths
-        assert not any(depths)
         for family in ("kvstore_storage_bytes{", "kvstore_http_requests_total{", "kvstore_stream_requests_total{"):
             assert any(name.startswith(family) for name in samples), family
         assert any(one > 0 for name, one in samples.items() if name.startswith("kvstore_storage_bytes{"))
-        lags = [one for name, one in samples.items() if name.startswith("kvstore_raft_applied_lag{")]
-        assert lags == [0, 0]
 
 
 def _samples(text: str) -> Iterator[tuple[str, float]]:
