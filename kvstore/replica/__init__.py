@@ -1,7 +1,7 @@
 """The replicas of a node: many Raft groups, one loop, one log transaction and one message batch a turn.
 
 Read in this order: requests, proposals, reads (what waits), replica (one group), host_core (all groups, pure),
-host_driver (the loop), then lifecycle, flush, snapshots, healing, membership.
+host_driver (the loop), then lifecycle, births with splits, flush, snapshots, healing, membership.
 
 What must stay true:
 - Nothing awaits inside a state change: a turn is decided in synchronous code, and the driver performs its effects.

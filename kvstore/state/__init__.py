@@ -1,8 +1,8 @@
 """The deterministic state machine of one shard: committed entries in, data and answers out.
 
 Read first: shard (what the replica calls), then apply (what an operation does), sessions and session (exactly-once),
-command (the bytes of an entry), shard_meta (the bytes of a shard's image), stamp (the leader's clock for entries).
-docs/state.md tells the rules to a newcomer.
+command (the bytes of an entry), shard_meta (the bytes of a shard's image), split (one shard becomes two), stamp (the
+leader's clock for entries). docs/state.md tells the rules to a newcomer.
 
 Invariant: the state is a function of the log alone. Nothing in here asks a clock, a random source or a setting of the
            node, and nothing depends on the order of a hash table; two replicas at one index hold the same bytes,
