@@ -251,11 +251,10 @@ async def lose_one(
         assert response.status == 200, await response.text()
     for _ in range(5):
         await gather(cluster, http, everything - 2, victim)
+        await watch.until(everything, *names, asleep=True)
         counts = await watch.counts(victim)
         if counts is not None and counts.leader == everything:
             break
-        await asyncio.sleep(1.0)
-    await watch.until(everything, *names, asleep=True, leader=victim)
     print(f"{victim} leads all {everything} groups, which sleep")
 
     survivors = names[1:]
