@@ -1,6 +1,6 @@
 """Every node is killed with SIGKILL again and again while clients write; nothing that was promised is lost.
 
-Method: three real processes, writers through the client library, twenty rounds; in each one node, the leader, two nodes
+Method: three real processes, writers through the client library, ten rounds; in each one node, the leader, two nodes
 or all three die at the same moment, or all three twice. The state is flushed often, so that kills hit flushes, too.
 CRASH_SEED and CRASH_ROUNDS choose other moments and more rounds.
 """
@@ -19,7 +19,7 @@ from tests.crash.load import Load
 from tests.crash.processes import ProcessCluster
 
 SEED = int(os.environ.get("CRASH_SEED", "1"))
-ROUNDS = int(os.environ.get("CRASH_ROUNDS", "20"))
+ROUNDS = int(os.environ.get("CRASH_ROUNDS", "10"))
 ALL = ("n1", "n2", "n3")
 KINDS = ("one", "leader", "two", "all", "twice")  # twice: all, and again while they start
 

@@ -1,7 +1,7 @@
 """Goal: the simulation finds safety bugs. Method: break one rule of raft/ at a time, and see that a run goes wrong.
 
 A simulation that passes says nothing by itself: it may look away, or never come near. Each mutation takes one rule away
-(sim/mutations.py); it must be found within a bounded number of seeds, and the same seeds must pass without it.
+(sim/mutations.py); it must be found within a bounded number of seeds, and the seed that shows it must pass without it.
 `python -m tests.raft.sim --judge` prints the table.
 """
 

@@ -21,7 +21,7 @@ from tests.raft.sim.swarm import options_of
 from tests.raft.sim.violation import EXIT_LIVENESS, EXIT_SAFETY
 
 ROOT = Path(__file__).parents[2]
-SEEDS = 2_000
+SEEDS = 1_000
 
 HAPPENS = (
     "elections",

@@ -115,14 +115,14 @@ class Verdict:
 
     mutation: str
     found: Failure | None  # in the first seed that shows it
-    clean: Summary  # the same seeds with raft/ as it stands
+    clean: Summary  # that seed, and those shortly before it, with raft/ as it stands
 
 
 def judge(name: str) -> Verdict:
-    """Search for the mutation within its seeds; then run the seeds that it took without it."""
+    """Search for the mutation within its seeds; then run the seed that shows it, and some before it, without it."""
     mutation = MUTATIONS[name]
     broken = run_seeds(1, mutation.seeds, mutation.profile, name)
-    clean = run_seeds(1, broken.runs, mutation.profile)
+    clean = run_seeds(max(broken.runs - _CHUNK + 1, 1), broken.runs, mutation.profile)
     return Verdict(name, broken.failures[0] if broken.failures else None, clean)
 
 
