@@ -19,11 +19,13 @@ import random
 import socket
 import sys
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import msgspec
+from aiohttp import web
 
 from kvstore.base.clock import Clock, SystemClock
 from kvstore.base.config import NodeConfig
@@ -31,7 +33,7 @@ from kvstore.base.errors import StartRefused
 from kvstore.base.ids import random_id
 from kvstore.base.limits import FORMAT_VERSION
 from kvstore.base.metrics import Metrics
-from kvstore.gossip.endpoint import UdpEndpoint, bind_datagrams
+from kvstore.gossip.endpoint import Endpoint, UdpEndpoint, bind_datagrams
 from kvstore.node_gossip import NodeGossip
 from kvstore.node_http import NodeHttp, bind
 from kvstore.placement.coordinator import Coordinator
@@ -47,11 +49,13 @@ from kvstore.router.shard_map import ShardMap
 from kvstore.storage.directory import DataDirectory, DiskWatch
 from kvstore.storage.disk_watch import disk_space
 from kvstore.storage.errors import DirectoryLost
-from kvstore.storage.log_store import LmdbLogStore
+from kvstore.storage.log_store import EnvLogStore, LmdbLogStore
 from kvstore.storage.protocol import NodeIdentity
-from kvstore.storage.state_store import LmdbStateStore
+from kvstore.storage.state_store import EnvStateStore, LmdbStateStore
+from kvstore.transport.connection import LinkStats
 from kvstore.transport.hello import Identity
 from kvstore.transport.peer_link import WebSocketTransport
+from kvstore.transport.protocol import PeerTransport
 from kvstore.transport.settings import TransportSettings
 
 logger = logging.getLogger(__name__)
@@ -64,11 +68,38 @@ DISK_HAND_OVER_SECONDS = 5.0
 
 
 @dataclass(slots=True)
-class _Stores:
-    directory: DataDirectory
-    log: LmdbLogStore
-    state: LmdbStateStore
-    watch: DiskWatch
+class NodeStores:
+    log: EnvLogStore
+    state: EnvStateStore
+    space: Callable[[], tuple[int, int]]  # (free, total) bytes of the disk
+    is_full: Callable[[], bool]
+
+
+class NodeTransport(PeerTransport, Protocol):
+    """What a node needs of its transport beyond what the Raft groups do."""
+
+    def identify(self, identity: Identity) -> None: ...
+    def routes(self) -> list[web.RouteDef]: ...
+    def set_secrets(self, secrets: Sequence[bytes]) -> None: ...
+    def stats(self) -> Mapping[str, LinkStats]: ...
+    def queued_bytes(self, node: str) -> int: ...
+
+
+class NodeServer(Protocol):
+    """What answers clients and other nodes; see node_http."""
+
+    def set_secrets(self, secrets: Sequence[bytes]) -> None: ...
+    async def serve_founding(self) -> None: ...
+    async def serve(
+        self,
+        router: ShardRouter,
+        admin: NodeAdmin,
+        peer_routes: Iterable[web.RouteDef],
+        *,
+        cluster: str,
+        fatal: Callable[[BaseException], None],
+    ) -> None: ...
+    async def close(self) -> None: ...
 
 
 class Node:
@@ -93,7 +124,7 @@ class Node:
         self.fatal: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
         self.metrics = Metrics(node=config.name)
         self._stopped = asyncio.Event()
-        self._exits = contextlib.AsyncExitStack()
+        self.exits = contextlib.AsyncExitStack()  # of what was begun, to be undone in the reverse order
         self._identity: NodeIdentity | None = None
         self._admin: NodeAdmin | None = None
         self._host: HostDriver | None = None
@@ -146,34 +177,29 @@ class Node:
         try:
             await self._start(started_ms)
         except DirectoryLost as error:
-            await self._exits.aclose()
+            await self.exits.aclose()
             kept = DataDirectory.set_aside(self.config.data, str(error))
             logger.error("%s; it is kept as %s, and this node begins anew", error, kept)
-            self._exits = contextlib.AsyncExitStack()
+            self.exits = contextlib.AsyncExitStack()
             self.metrics = Metrics(node=self.name)
             self._listener = self._datagrams = None
             await self._start(started_ms)
 
     async def _start(self, started_ms: int) -> None:
-        stores = self._open_stores()
+        stores = self.open_stores()
         self._identity = identity = self._load_identity(stores)
         environment = self._make_environment(stores, identity)
-        peers = PeerClient(secrets=self._secrets, clock=self.clock)
-        self._exits.push_async_callback(peers.close)
-        transport = WebSocketTransport(
-            secrets=self._secrets,
-            rng=self._seeded(),
-            settings=TransportSettings.for_elections(self.config.election_ms),
-        )
-        self._host = host = HostDriver(environment, on_fatal=self._on_fatal)
+        peers = self.make_peers()
+        self.exits.push_async_callback(peers.close)
+        transport = self.make_transport()
+        self._host = host = HostDriver(environment, on_fatal=self.on_fatal)
 
-        listener = self._listener or bind(self.config)
-        server = NodeHttp(self.config, listener, self.clock, self.metrics, founding_state=self.founding_state)
-        self._exits.push_async_callback(server.close)
+        server = self.make_server()
+        self.exits.push_async_callback(server.close)
         self._on_secrets = [peers.set_secrets, transport.set_secrets, server.set_secrets]
         server.set_secrets(self._secrets)
-        endpoint = UdpEndpoint(self._datagrams or bind_datagrams(self.config.listen))
-        self._exits.push_async_callback(endpoint.close)
+        endpoint = self.make_endpoint()
+        self.exits.push_async_callback(endpoint.close)
         if not identity.cluster:
             await server.serve_founding()
         self._identity = identity = await self._belong(stores, host, identity, peers)
@@ -190,7 +216,7 @@ class Node:
             if node != identity.node:
                 environment.addresses[node] = NodeAddress(name, address)
 
-        self._gossip = gossip = NodeGossip(identity, environment, host, transport, endpoint, self._seeded())
+        self._gossip = gossip = self.make_gossip(identity, environment, host, transport, endpoint)
         shard_map = ShardMap(host.core)
         host.on_routes_anew = shard_map.touch
         shard_map.attach(gossip.hints, gossip.alive)
@@ -201,31 +227,82 @@ class Node:
         host.on_neighbours_anew = gossip.on_address = coordinator.connect
         host.attach(transport)
         host.start()
-        self._exits.push_async_callback(host.close)
+        self.exits.push_async_callback(host.close)
         await transport.start(host)
-        self._exits.push_async_callback(transport.close)
+        self.exits.push_async_callback(transport.close)
         self._on_secrets.append(gossip.set_secrets)
         gossip.set_secrets(self._secrets)
         routes = [*transport.routes(), *gossip.routes()]
-        await server.serve(router, self.admin, routes, cluster=identity.cluster, fatal=self._on_fatal)
+        await server.serve(router, self.admin, routes, cluster=identity.cluster, fatal=self.on_fatal)
         gossip.start()
-        self._exits.push_async_callback(gossip.close)
+        self.exits.push_async_callback(gossip.close)
         host.on_leads_anew = partial(_call_each, (host.on_leads_anew, office.wake))
         host.campaign_if_alone()
         self._add_gauges(host, transport, stores)
-        self._exits.push_async_callback(office.close)
+        self.exits.push_async_callback(office.close)
         self._spawn(coordinator.run(), "coordinator")
         self._spawn(office.report(), "reports")
         self.metrics.add_gauge("kvstore_operators", office.counts)
         self._spawn(self._watch_disk(environment, stores), "disk-watch")
 
-    def _make_environment(self, stores: _Stores, identity: NodeIdentity) -> Environment:
+    # -- what a node stands on; a simulation has its own -----------------------------------------------------------
+
+    def open_stores(self) -> NodeStores:
+        loop = asyncio.get_running_loop()
+        directory = DataDirectory.open(self.config.data, map_bytes=self.config.map_bytes)
+        self.exits.callback(directory.close)
+        watch = DiskWatch(directory, reserve_bytes=self.config.reserve_bytes)
+        log = LmdbLogStore(
+            directory.log_path,
+            loop=loop,
+            on_fatal=self.on_fatal,
+            map_bytes=self.config.map_bytes,
+            on_commit=self.on_log_commit,
+        )
+        self.exits.callback(log.close)
+        state = LmdbStateStore(directory.state_path, loop=loop, on_fatal=self.on_fatal, map_bytes=self.config.map_bytes)
+        self.exits.callback(state.close)
+        return NodeStores(log, state, partial(disk_space, directory.path), watch.poll)
+
+    def make_peers(self) -> PeerClient:
+        return PeerClient(secrets=self._secrets, clock=self.clock)
+
+    def make_transport(self) -> NodeTransport:
+        return WebSocketTransport(
+            secrets=self._secrets,
+            rng=self.seeded(),
+            settings=TransportSettings.for_elections(self.config.election_ms),
+        )
+
+    def make_server(self) -> NodeServer:
+        listener = self._listener or bind(self.config)
+        return NodeHttp(self.config, listener, self.clock, self.metrics, founding_state=self.founding_state)
+
+    def make_endpoint(self) -> Endpoint:
+        return UdpEndpoint(self._datagrams or bind_datagrams(self.config.listen))
+
+    def make_gossip(
+        self,
+        identity: NodeIdentity,
+        environment: Environment,
+        host: HostDriver,
+        transport: NodeTransport,
+        endpoint: Endpoint,
+    ) -> NodeGossip:
+        return NodeGossip(identity, environment, host, transport, endpoint, self.seeded())
+
+    def make_forwarder(self) -> Forwarder:
+        return Forwarder()
+
+    # -- what stands on it -----------------------------------------------------------------------------------------
+
+    def _make_environment(self, stores: NodeStores, identity: NodeIdentity) -> Environment:
         environment = Environment(
             config=self.config,
             node=identity.node,
             boot=random_id(self.rng),
             clock=self.clock,
-            rng=self._seeded(),
+            rng=self.seeded(),
             metrics=self.metrics,
             log_store=stores.log,
             state_store=stores.state,
@@ -239,8 +316,8 @@ class Node:
     ) -> ShardRouter:
         """And the administration."""
         assert self._identity is not None
-        forwarder = Forwarder()
-        self._exits.push_async_callback(forwarder.close)
+        forwarder = self.make_forwarder()
+        self.exits.push_async_callback(forwarder.close)
         router = ShardRouter(host, environment, shard_map, forwarder)
         self._admin = NodeAdmin(
             host,
@@ -254,21 +331,21 @@ class Node:
         )
         return router
 
-    def _make_office(self, environment: Environment, host: HostDriver, stores: _Stores) -> PlacementOffice:
+    def _make_office(self, environment: Environment, host: HostDriver, stores: NodeStores) -> PlacementOffice:
         placement = self.admin.placement
         office = PlacementOffice(
             host,
             environment,
             placement,
             gossip=self.gossip.driver,
-            space=partial(disk_space, stores.directory.path),
+            space=stores.space,
             send=placement.send_report,
         )
         placement.office = office
         return office
 
     def _make_coordinator(
-        self, environment: Environment, host: HostDriver, transport: WebSocketTransport, office: PlacementOffice
+        self, environment: Environment, host: HostDriver, transport: NodeTransport, office: PlacementOffice
     ) -> Coordinator:
         coordinator = Coordinator(
             host,
@@ -277,35 +354,16 @@ class Node:
             gossip=self.gossip.driver,
             office=office,
             set_peers=transport.set_peers,
-            on_refused=self._on_fatal,
+            on_refused=self.on_fatal,
         )
         self.admin.coordinator = coordinator
         return coordinator
 
-    def _open_stores(self) -> _Stores:
-        loop = asyncio.get_running_loop()
-        directory = DataDirectory.open(self.config.data, map_bytes=self.config.map_bytes)
-        self._exits.callback(directory.close)
-        watch = DiskWatch(directory, reserve_bytes=self.config.reserve_bytes)
-        log = LmdbLogStore(
-            directory.log_path,
-            loop=loop,
-            on_fatal=self._on_fatal,
-            map_bytes=self.config.map_bytes,
-            on_commit=self._on_log_commit,
-        )
-        self._exits.callback(log.close)
-        state = LmdbStateStore(
-            directory.state_path, loop=loop, on_fatal=self._on_fatal, map_bytes=self.config.map_bytes
-        )
-        self._exits.callback(state.close)
-        return _Stores(directory, log, state, watch)
-
-    def _on_log_commit(self, seconds: float, batches: int) -> None:
+    def on_log_commit(self, seconds: float, batches: int) -> None:
         self.metrics.fsync_seconds.observe(seconds)
         self.metrics.log_batch_entries.observe(batches)
 
-    def _load_identity(self, stores: _Stores) -> NodeIdentity:
+    def _load_identity(self, stores: NodeStores) -> NodeIdentity:
         identity = stores.log.node_identity()
         if identity is None:
             if stores.state.shards():
@@ -321,12 +379,12 @@ class Node:
         return identity
 
     async def _belong(
-        self, stores: _Stores, host: HostDriver, identity: NodeIdentity, peers: PeerClient
+        self, stores: NodeStores, host: HostDriver, identity: NodeIdentity, peers: PeerClient
     ) -> NodeIdentity:
         """Find out which cluster this is, and write the first state of what begins here."""
         if identity.cluster:
             return identity
-        identity = await Founding(self.config, identity, peers, self._seeded()).run()
+        identity = await Founding(self.config, identity, peers, self.seeded()).run()
         loop = asyncio.get_running_loop()
         for descriptor, conf_state in founding_shards(identity.founders) if identity.founders else []:
             if descriptor.replica_on(identity.node) is None:
@@ -358,15 +416,15 @@ class Node:
         for set_them in self._on_secrets:
             set_them(secrets)
 
-    def _seeded(self) -> random.Random:
+    def seeded(self) -> random.Random:
         return random.Random(self.rng.getrandbits(64))
 
     # -- while running ---------------------------------------------------------------------------------------------
 
-    async def _watch_disk(self, environment: Environment, stores: _Stores) -> None:
+    async def _watch_disk(self, environment: Environment, stores: NodeStores) -> None:
         since_hand_over = 0.0
         while True:
-            full = stores.watch.poll()
+            full = stores.is_full()
             since_hand_over += DISK_WATCH_SECONDS
             if full and (not environment.disk_full or since_hand_over >= DISK_HAND_OVER_SECONDS):
                 # Before writes are refused: nobody need notice where another node has room. Again now and then: an
@@ -378,7 +436,7 @@ class Node:
                 logger.warning("the disk is nearly full: writes are refused" if full else "the disk has room again")
             await asyncio.sleep(DISK_WATCH_SECONDS)
 
-    def _add_gauges(self, host: HostDriver, transport: WebSocketTransport, stores: _Stores) -> None:
+    def _add_gauges(self, host: HostDriver, transport: NodeTransport, stores: NodeStores) -> None:
         metrics = self.metrics
         replicas = host.core.replicas
         metrics.add_gauge("kvstore_raft_groups", host.core.role_counts)
@@ -436,7 +494,7 @@ class Node:
             ),
         )
 
-    def _on_fatal(self, error: BaseException) -> None:
+    def on_fatal(self, error: BaseException) -> None:
         """A failed commit or a broken invariant: nothing may go on as if it had not happened."""
         logger.critical("fatal: %r", error)
         if not self.fatal.done():
@@ -450,11 +508,11 @@ class Node:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-        self._exits.push_async_callback(end)
+        self.exits.push_async_callback(end)
 
     def _on_task_done(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._on_fatal(error)
+            self.on_fatal(error)
 
     # -- stop ------------------------------------------------------------------------------------------------------
 
@@ -471,7 +529,7 @@ class Node:
                     await self._gossip.leave()
         finally:
             try:
-                await self._exits.aclose()
+                await self.exits.aclose()
             finally:
                 for one in (self._listener, self._datagrams):
                     if one is not None:

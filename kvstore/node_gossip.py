@@ -30,11 +30,12 @@ from kvstore.gossip.events import Event, Forgotten, MemberChanged
 from kvstore.gossip.hint import Hint, make_hint
 from kvstore.gossip.leader_hints import LeaderHints
 from kvstore.gossip.member import INCARNATIONS_PER_BOOT, Member, MemberState
+from kvstore.gossip.push_pull import MakePushPull, PushPull
 from kvstore.gossip.settings import GossipSettings
 from kvstore.replica.environment import Environment, NodeAddress
 from kvstore.replica.host_driver import HostDriver
 from kvstore.storage.protocol import NodeIdentity
-from kvstore.transport.peer_link import WebSocketTransport
+from kvstore.transport.protocol import PeerTransport
 
 logger = logging.getLogger(__name__)
 
@@ -50,9 +51,10 @@ class NodeGossip:
         identity: NodeIdentity,
         environment: Environment,
         host: HostDriver,
-        transport: WebSocketTransport,
+        transport: PeerTransport,
         endpoint: Endpoint,
         rng: random.Random,
+        push_pull: MakePushPull = PushPull,
     ) -> None:
         """Raises StartRefused."""
         config = environment.config
@@ -87,6 +89,7 @@ class NodeGossip:
                 rng=rng,
                 settings=settings,
                 on_event=self._on_event,
+                push_pull=push_pull,
             )
         except Invalid as error:
             raise StartRefused(f"gossip can't tell of this node: {error.message}; see --name, --labels") from None

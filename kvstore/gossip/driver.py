@@ -27,7 +27,7 @@ from kvstore.gossip.cargo import Cargo
 from kvstore.gossip.endpoint import Endpoint
 from kvstore.gossip.events import Event, Forgotten, MemberChanged, MemberView, NameConflict, StreamProbe
 from kvstore.gossip.member import Member, MemberState
-from kvstore.gossip.push_pull import TALE_VERSION, PushPull, Tale
+from kvstore.gossip.push_pull import TALE_VERSION, MakePushPull, PushPull, Tale
 from kvstore.gossip.resolver import Target, text_of
 from kvstore.gossip.seal import PAYLOAD_BYTES_MAX, Refusal, Seal
 from kvstore.gossip.settings import GossipSettings
@@ -71,9 +71,10 @@ class GossipDriver:
         rng: random.Random,
         settings: GossipSettings,
         on_event: Callable[[Event], None],
+        push_pull: MakePushPull = PushPull,
     ) -> None:
         """`seeds`: HOST:PORT of whoever may be a member, asked again whenever nobody is known to live. `endpoint` is
-        taken over. Raises Invalid for a record that is too large to be told (labels)."""
+        taken over; `push_pull` is for simulations. Raises Invalid for a record that is too large to be told."""
         self._loop = asyncio.get_running_loop()
         self._settings = settings
         self._rng = rng
@@ -84,7 +85,7 @@ class GossipDriver:
         self._seal = Seal(cluster=cluster, node=me.node, boots=boots, secrets=secrets)
         self._swim = Swim(me, settings=settings, rng=rng, now=self.now(), cargo=cargo, budget=PAYLOAD_BYTES_MAX)
         identity = Identity(cluster=cluster, node=me.node, name=me.name, boot=boot, address=me.address)
-        self._push_pull = PushPull(identity, self, secrets)
+        self._push_pull = push_pull(identity, self, secrets)
         self._quiet = QuietLog(log)
         self._refused: dict[Refusal, int] = {}
         self._refusal_told: dict[Refusal, float] = {}

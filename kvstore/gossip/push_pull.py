@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, Protocol
 
@@ -247,6 +247,9 @@ class PushPull:
         advice = _ADVICE.get(error.fault)
         text = f"gossip: {said}: {error}" + (f"; {advice}" if advice else "")
         self._quiet.warn(f"{whom} {error.fault}", text, now=asyncio.get_running_loop().time())
+
+
+MakePushPull = Callable[[Identity, Teller, Sequence[bytes]], PushPull]
 
 
 async def _send(websocket: WebSocket, message: bytes) -> None:
