@@ -302,7 +302,7 @@ KINDS: dict[str, Callable[[random.Random, list[bytes]], Iterator[bytes]]] = {
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_flood_changes_nothing_and_costs_little(kind: str) -> None:
-    """10,000 packets in about a second beside the members' own. What one costs is measured without the kernel's part:
+    """4,000 packets in about half a second beside the members' own. What one costs is measured without the kernel's part:
     see docs/gossip.md."""
     async with cluster(secrets=(SECRET,)) as (one, two, three):
         await asyncio.sleep(3 * FAST.probe_seconds)  # something to record
@@ -313,7 +313,7 @@ async def test_a_flood_changes_nothing_and_costs_little(kind: str) -> None:
         sent = 0
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as attacker:
             attacker.setblocking(False)
-            while sent < 10_000:
+            while sent < 4_000:
                 for _ in range(100):
                     attacker.sendto(next(flood), ("127.0.0.1", one.port))
                 sent += 100
@@ -331,10 +331,11 @@ async def test_a_flood_changes_nothing_and_costs_little(kind: str) -> None:
 
 
 def cost_of_refusal(node: Node, datagrams: list[bytes]) -> float:
-    began = time.perf_counter()
+    """Of this process's time: the machine may have other things to do."""
+    began = time.process_time()
     for datagram in datagrams:
         node.driver._on_datagram(datagram, ("127.0.0.1", 9))
-    return (time.perf_counter() - began) / len(datagrams) * 1e6
+    return (time.process_time() - began) / len(datagrams) * 1e6
 
 
 async def test_what_is_too_long_is_refused_and_not_cut() -> None:

@@ -100,7 +100,7 @@ async def test_stopped_replica_is_told_and_its_node_still_answers_for_the_shard(
             raise AssertionError("made up")
 
         monkeypatch.setattr(node.host.core.replicas[2], "_apply_writes", broken)
-        code, outcome = await _problem(http.put(url(cluster, leader, "/v1/kv/default/k"), data=b"v"))
+        code, outcome = await _problem(http.put(url(cluster, leader, "/v1/kv/default/k?timeout_ms=1000"), data=b"v"))
         assert (code, outcome) == ("TIMEOUT", "unknown")
         async with http.get(url(cluster, leader, "/v1/status")) as response:
             rows = {row["id"]: row for row in (await response.json())["shards"]}
