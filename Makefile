@@ -3,19 +3,21 @@
 #   make test    style, types and the whole test suite
 #   make lint    style and types only             make sim SEED=7     replay one simulated run of a Raft group
 #   make bench   measure the running cluster (BENCH_ARGS: see kvctl bench --help, docs/benchmarks.md)
+#   make jepsen  attack clusters of real processes for five minutes and judge them (docs/testing.md); make jepsen-long
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SEED ?= 1
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+JEPSEN_ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test lint sim bench clean
+.PHONY: run test lint sim bench jepsen jepsen-long clean
 .DEFAULT_GOAL := help
 .PHONY: help
 help:
-	@sed -n '2,6s/^# \{0,1\}//p' Makefile
+	@sed -n '2,7s/^# \{0,1\}//p' Makefile
 
 # The stamps are newer than pyproject.toml exactly when what it asks for is installed.
 $(VENV)/installed: pyproject.toml
@@ -27,6 +29,10 @@ $(VENV)/installed: pyproject.toml
 
 $(VENV)/installed-test: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	@touch $@
+
+$(VENV)/installed-bench: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	@touch $@
 
 run: $(VENV)/installed
@@ -44,6 +50,17 @@ sim: $(VENV)/installed-test
 
 bench: $(VENV)/installed
 	$(BIN)/kvctl bench $(BENCH_ARGS)
+
+# Each run draws a seed, prints it, and leaves a report in jepsen-runs/. The first one that fails ends it.
+JEPSEN := $(BIN)/python -m jepsen run --workload all --nemesis all
+jepsen: $(VENV)/installed-bench
+	$(JEPSEN) --time 110 --nodes 3 $(JEPSEN_ARGS)
+	$(JEPSEN) --time 110 --nodes 5 --read-mode lease --faults-at-once 3 $(JEPSEN_ARGS)
+
+jepsen-long: $(VENV)/installed-bench
+	for mode in index lease; do for nodes in 3 5; do for faults in 1 2 3; do \
+	  $(JEPSEN) --time 300 --nodes $$nodes --read-mode $$mode --faults-at-once $$faults $(JEPSEN_ARGS) || exit 1; \
+	done; done; done
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

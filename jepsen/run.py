@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
@@ -19,9 +20,9 @@ from typing import Any
 
 from jepsen import formats, outages, run_report
 from jepsen.cluster import Cluster, ClusterError
+from jepsen.machine import Machine
 from jepsen.nemeses import NEMESES
 from jepsen.nemeses.base import Attack, Nemesis
-from jepsen.nemeses.processes import Clock
 from jepsen.outcome import Options, Outcome
 from jepsen.recorder import Recorder
 from jepsen.workloads import WORKLOADS
@@ -44,7 +45,8 @@ class Run:
         self._cluster = Cluster(
             options.out, options.nodes, rng=random.Random(f"{options.seed} network"), flags=options.flags
         )
-        self._attack = Attack(self._cluster, random.Random(f"{options.seed} attack"))
+        self._machine = Machine(self._cluster)
+        self._attack = Attack(self._cluster, self._machine, random.Random(f"{options.seed} attack"))
         self._workloads = {name: WORKLOADS[name](random.Random(f"{options.seed} {name}")) for name in options.workloads}
         self._recorders = {name: self._recorder(name, one) for name, one in self._workloads.items()}
         self._stopped = asyncio.Event()
@@ -63,7 +65,7 @@ class Run:
     async def run(self) -> Outcome:
         """Raises nothing that the cluster does: that is in the outcome."""
         try:
-            nemeses = await self._nemeses()
+            nemeses = await asyncio.to_thread(self._nemeses)
             async with self._cluster:
                 await self._attacked(nemeses)
         except ClusterError as error:
@@ -76,23 +78,23 @@ class Run:
         finally:
             for recorder in self._recorders.values():
                 recorder.close()
+            self._machine.close()
         self._judge()
+        if self._outcome.valid:
+            self._clean()
         return self._outcome
 
-    async def _nemeses(self) -> list[Nemesis]:
+    def _nemeses(self) -> list[Nemesis]:
+        """Those that this machine can have, prepared."""
         chosen = []
         for name in self._options.nemeses:
-            nemesis = NEMESES[name](
-                Attack(self._cluster, random.Random(f"{self._options.seed} {name}"), self._attack.busy)
-            )
-            lacking = await nemesis.lacking()
+            nemesis = NEMESES[name](self._attack.of(random.Random(f"{self._options.seed} {name}")))
+            lacking = nemesis.lacking() or nemesis.prepare()
             if lacking is not None:
                 self._outcome.skipped[name] = lacking
                 self._say(f"nemesis {name} is skipped: {lacking}")
-                continue
-            if isinstance(nemesis, Clock):
-                nemesis.prepare()
-            chosen.append(nemesis)
+            else:
+                chosen.append(nemesis)
         return chosen
 
     # -- the phases ------------------------------------------------------------------------------------------------
@@ -220,6 +222,11 @@ class Run:
             for (_, outcome), count in recorder.counts.items()
             if outcome == kind
         )
+
+    def _clean(self) -> None:
+        """What nobody will look at: the nodes' data."""
+        for folder in ("data", "disks", "preload"):
+            shutil.rmtree(self._options.out / folder, ignore_errors=True)
 
     def _judge(self) -> None:
         outcome = self._outcome

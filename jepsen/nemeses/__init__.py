@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jepsen.nemeses.administration import Drain, KillPlacement, Membership, Split, Transfer
+from jepsen.nemeses.administration import Drain, KillPlacement, Membership, Merge, Split, Transfer
 from jepsen.nemeses.base import Nemesis
 from jepsen.nemeses.network import (
     Flapping,
@@ -16,7 +16,8 @@ from jepsen.nemeses.network import (
     PartitionRing,
     Slow,
 )
-from jepsen.nemeses.processes import Clock, Kill, KillAll, Pause, Restart, Wipe
+from jepsen.nemeses.processes import Clock, Kill, KillAll, Pause, Restart
+from jepsen.nemeses.storage import BitFlip, DiskFull, FailedFsync, LostWrites, SlowFsync, Truncate, Wipe
 
 NEMESES: dict[str, type[Nemesis]] = {
     one.name: one
@@ -26,8 +27,14 @@ NEMESES: dict[str, type[Nemesis]] = {
         KillPlacement,
         Pause,
         Restart,
-        Wipe,
         Clock,
+        Wipe,
+        BitFlip,
+        Truncate,
+        DiskFull,
+        SlowFsync,
+        FailedFsync,
+        LostWrites,
         PartitionOne,
         PartitionHalves,
         PartitionLeader,
@@ -40,10 +47,12 @@ NEMESES: dict[str, type[Nemesis]] = {
         Lossy,
         Transfer,
         Split,
+        Merge,
         Drain,
         Membership,
     )
 }
-PARTITIONS = tuple(name for name in NEMESES if name.startswith("partition"))
-GROUPS = {"none": (), "partition": PARTITIONS, "all": tuple(NEMESES)}
+PARTITIONS = tuple(name for name in NEMESES if name.startswith(("partition", Flapping.name)))
+DISKS = tuple(one.name for one in (Wipe, BitFlip, Truncate, DiskFull, SlowFsync, FailedFsync, LostWrites))
+GROUPS = {"none": (), "partition": PARTITIONS, "disk": DISKS, "all": tuple(NEMESES)}
 """Names that stand for several."""

@@ -94,6 +94,15 @@ class Split(Nemesis):
         ]
 
 
+class Merge(Nemesis):
+    """Two neighbouring shards become one."""
+
+    name = "merge"
+
+    def lacking(self) -> str | None:
+        return "the store does not merge shards yet"
+
+
 class Drain(Nemesis):
     """A node gives up its leaderships and replicas where others can take them, and is taken back."""
 

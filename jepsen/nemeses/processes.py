@@ -1,18 +1,17 @@
-"""Faults of processes: killed, paused, stopped, their disk wiped, their clock moved."""
+"""Faults of processes: killed, paused, stopped, their wall clock moved."""
 
 from __future__ import annotations
 
 import asyncio
-import shutil
 import signal
 import time
-from pathlib import Path
 
+from jepsen import preload
 from jepsen.cluster import ClusterError
 from jepsen.nemeses.base import Attack, Nemesis
 
-FAKETIME = tuple(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
 KILL_LOOPS_MAX = 3
+STROBE_SECONDS = 2.0
 
 
 class Kill(Nemesis):
@@ -51,12 +50,9 @@ class KillAll(Nemesis):
         self._down: list[str] = []
 
     async def strike(self) -> object:
-        if self.attack.busy:
-            return None
-        self._down = list(self.cluster.running)
-        self.attack.busy.update(self._down)
+        self._down = self.attack.pick_all(list(self.cluster.running))
         await self.cluster.kill(*self._down)
-        return self._down
+        return self._down or None
 
     async def mend(self) -> None:
         down, self._down = self._down, []
@@ -111,78 +107,41 @@ class Restart(Nemesis):
         return done or None
 
 
-class Wipe(Nemesis):
-    """A node of the minority loses its disk, and comes back with an empty one, as another node under the same name."""
-
-    name = "wipe"
-    seconds = (0.5, 3.0)
-
-    def __init__(self, attack: Attack) -> None:
-        super().__init__(attack)
-        self._down: list[str] = []
-
-    async def strike(self) -> object:
-        self._down = self.attack.pick(1)
-        for name in self._down:
-            await self.cluster.kill(name)
-            shutil.rmtree(self.cluster.nodes[name].data)
-        return self._down or None
-
-    async def mend(self) -> None:
-        down, self._down = self._down, []
-        for name in down:
-            await self._replace(name)
-        self.attack.release(down)
-
-    async def _replace(self, name: str) -> None:
-        """An operator says that the old node is gone for good; then the name is free."""
-        others = [other for other in self.cluster.running if other != name]
-        for other in others * 10:
-            status, _ = await self.cluster.ask(other, f"/v1/members/{name}", method="DELETE")
-            if status in (200, 404):
-                break
-        await self.cluster.start(name)
-
-
 class Clock(Nemesis):
-    """The wall clock of a node jumps, by up to an hour either way, or ten times a second a little (strobe)."""
+    """The wall clock of a node jumps by up to an hour either way, runs fast or slow, or jumps to and fro (strobe)."""
 
     name = "clock"
-    seconds = (1.0, 5.0)
+    seconds = (1.0, 6.0)
 
-    async def lacking(self) -> str | None:
-        return None if FAKETIME else "libfaketime is not installed (Debian: faketime)"
+    def lacking(self) -> str | None:
+        return preload.lacking()
 
-    def prepare(self) -> None:
-        """Before the nodes are started."""
-        for node in self.cluster.nodes.values():
-            file = self._file(node.name)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text("+0s")
-            node.environment |= {
-                "LD_PRELOAD": str(FAKETIME[0]),
-                "FAKETIME_TIMESTAMP_FILE": str(file),
-                "FAKETIME_NO_CACHE": "1",
-                "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-            }
-
-    def _file(self, name: str) -> Path:
-        return self.cluster.folder / "clocks" / name
+    def prepare(self) -> str | None:
+        return self.attack.machine.want_preload()
 
     async def strike(self) -> object:
-        name = self.rng.choice(self.cluster.names)
-        offset = self.rng.choice((-3600.0, -60.0, -2.0, -0.1, 0.1, 2.0, 60.0, 3600.0))
-        if self.rng.random() < 0.3:
-            until = time.monotonic() + 2.0
-            while time.monotonic() < until:
-                self._file(name).write_text(f"{self.rng.choice((-0.2, 0.2)):+f}s")
-                await asyncio.sleep(0.1)
-            return [name, "strobe"]
-        self._file(name).write_text(f"{offset:+f}s")
-        return [name, offset]
+        clocks = self.attack.machine.preload
+        name = self.rng.choice(clocks.nodes)
+        how = self.rng.choice(("jump", "jump", "drift", "strobe"))
+        if how == "jump":
+            offset = self.rng.choice((-3600.0, -60.0, -2.0, -0.1, 0.1, 2.0, 60.0, 3600.0))
+            clocks.set(name, "clock_offset", offset)
+            return [name, how, offset]
+        if how == "drift":
+            drift = self.rng.choice((-0.5, -0.05, 0.05, 0.5, 5.0))
+            clocks.set(name, "drift_from", time.time())
+            clocks.set(name, "clock_drift", drift)
+            return [name, how, drift]
+        until = time.monotonic() + STROBE_SECONDS
+        while time.monotonic() < until:
+            clocks.set(name, "clock_offset", self.rng.choice((-0.2, 0.2)))
+            await asyncio.sleep(self.rng.uniform(0.001, 0.05))
+        return [name, how]
 
     async def mend(self) -> None:
-        """Sometimes the clock stays wrong: nothing promises that it is ever set right."""
-        for name in self.cluster.names:
+        """A jump sometimes stays: nothing promises that a clock is ever set right."""
+        clocks = self.attack.machine.preload
+        for name in clocks.nodes:
+            clocks.set(name, "clock_drift", 0.0)
             if self.rng.random() < 0.7:
-                self._file(name).write_text("+0s")
+                clocks.set(name, "clock_offset", 0.0)
