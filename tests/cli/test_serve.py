@@ -16,6 +16,8 @@ from pathlib import Path
 import orjson
 import pytest
 
+from tests.ports import free_port
+
 WAIT_SECONDS = 30.0
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("KVSTORE_")}
 
@@ -28,12 +30,6 @@ def serve(*arguments: str, python: tuple[str, ...] = (), **variables: str) -> su
         text=True,
         env=ENVIRONMENT | variables,
     )
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 @contextmanager

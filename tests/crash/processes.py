@@ -9,9 +9,7 @@ import asyncio
 import contextlib
 import ctypes
 import os
-import random
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,26 +21,12 @@ import aiohttp
 
 from kvstore.cli.dev_processes import environment
 from kvstore.client import Client
+from tests.ports import free_port
 
 START_SECONDS_MAX = 30.0
 STOP_SECONDS_MAX = 15.0
 POLL_SECONDS = 0.02
-# Below the range of ports that the kernel gives to outgoing connections, or one of them might take a stopped node's.
-PORTS = range(20_000, 32_000)
 _PR_SET_PDEATHSIG = 1
-
-
-def free_port() -> int:
-    while True:
-        port = random.SystemRandom().choice(PORTS)
-        with socket.socket() as probe, socket.socket(type=socket.SOCK_DGRAM) as datagrams:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-                datagrams.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
 
 
 def _die_with_parent() -> Callable[[], None]:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.processes import NodeProcess, ProcessCluster, free_port
+from tests.crash.processes import NodeProcess, ProcessCluster
+from tests.ports import free_port
 
 ALL = ("n1", "n2", "n3")
 

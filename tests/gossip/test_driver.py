@@ -302,8 +302,8 @@ KINDS: dict[str, Callable[[random.Random, list[bytes]], Iterator[bytes]]] = {
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_flood_changes_nothing_and_costs_little(kind: str) -> None:
-    """4,000 packets in about half a second beside the members' own. What one costs is measured without the kernel's part:
-    see docs/gossip.md."""
+    """4,000 packets in about half a second beside the members' own. What one costs is measured without the kernel's
+    part: see docs/gossip.md."""
     async with cluster(secrets=(SECRET,)) as (one, two, three):
         await asyncio.sleep(3 * FAST.probe_seconds)  # something to record
         real = [datagram for address, datagram in two.endpoint.sent if address == one.address]

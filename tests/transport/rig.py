@@ -19,6 +19,7 @@ from kvstore.transport.peer_link import WebSocketTransport
 from kvstore.transport.protocol import GroupMessage
 from kvstore.transport.settings import TransportSettings
 from raft.types import Entry, Message, MessageType
+from tests.ports import free_port
 
 WAIT_SECONDS = 10.0
 FAST = TransportSettings(
@@ -195,13 +196,6 @@ class Node:
 
     def messages_from(self, other: Node) -> list[GroupMessage]:
         return self.handler.messages.get(other.node, [])
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
 
 
 def append(index: int, *payloads: bytes, term: int = 1, group: int = 2) -> GroupMessage:

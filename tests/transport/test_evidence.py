@@ -14,7 +14,8 @@ from asyncio.subprocess import PIPE, Process
 import pytest
 
 from kvstore.transport.evidence import Reach, met_itself, probe
-from tests.transport.rig import FAST, Node, free_port, heartbeat
+from tests.ports import free_port
+from tests.transport.rig import FAST, Node, heartbeat
 
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")
 

@@ -18,6 +18,7 @@ from kvstore.base.limits import KIB, MIB, PEER_MESSAGE_BYTES_MAX
 from kvstore.transport.frames import PART_BYTES_MAX, WEBSOCKET_BYTES_MAX, encode
 from kvstore.transport.hello import Fault, HelloError, Identity, Purpose, greet_as_dialer
 from kvstore.transport.protocol import GroupMessage
+from tests.ports import free_port
 from tests.transport.proxy import Proxy
 from tests.transport.rig import (
     CLUSTER,
@@ -26,7 +27,6 @@ from tests.transport.rig import (
     Node,
     append,
     connect,
-    free_port,
     heartbeat,
     introduce,
     stop_all,
