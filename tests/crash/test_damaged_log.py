@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from kvstore.client import Client
-from tests.crash.files import flip, truncate
+from tests.crash.files import flip, holds, truncate
 from tests.crash.processes import ProcessCluster, until
 
 MARK = b"a-value-that-is-nowhere-else-in-the-file-0123456789"
@@ -53,10 +53,11 @@ async def _damaged(cluster: ProcessCluster, victim: str) -> dict[bytes, bytes]:
         await kv.put(b"marked", MARK)
         written |= {b"marked": MARK} | await _write(kv, b"after", count=5)
 
-        # A follower may hear of the last entries a moment after they were acknowledged.
+        # A follower may hear of the last entries, and have them on its disk, a moment after they were acknowledged.
         async def has_all() -> bool:
             rows = [await cluster.replica(name) for name in ALL]
-            return len({row["last_index"] for row in rows if row}) == 1
+            last = next(reversed(written.values()))
+            return len({row["last_index"] for row in rows if row}) == 1 and holds(cluster[victim].data / "log", last)
 
         await until(has_all)
     await cluster.kill(*ALL)
