@@ -28,6 +28,9 @@ PORT = 7_400
 START_SECONDS_MAX = 30.0
 STOP_SECONDS_MAX = 20.0
 ASK_SECONDS_MAX = 3.0
+REMOVE_SECONDS_MAX = 8.0
+"""A node gives up a change of the members after six."""
+REMOVED_SECONDS_MAX = 120.0
 POLL_SECONDS = 0.05
 ERROR = re.compile(r" (ERROR|CRITICAL) |^Traceback|^\w*Error\b")
 _PR_SET_PDEATHSIG = 1
@@ -150,7 +153,7 @@ class Cluster:
     # -- life ------------------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
-        self._http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=ASK_SECONDS_MAX))
+        self._http = aiohttp.ClientSession()
         try:
             for node in self.nodes.values():
                 await self._connect(node)
@@ -202,13 +205,14 @@ class Cluster:
         del self.nodes[name]
 
     async def kill(self, *names: str) -> None:
-        """SIGKILL, all at the same moment."""
-        for name in names:
-            self.nodes[name].wanted = False
-            self.nodes[name].send(signal.SIGKILL)
-        for name in names:
-            await self.nodes[name].ended()
-            self.switch.shut(name)
+        """SIGKILL, all at the same moment. Who was removed meanwhile is dead already."""
+        nodes = [self.nodes[name] for name in names if name in self.nodes]
+        for node in nodes:
+            node.wanted = False
+            node.send(signal.SIGKILL)
+        for node in nodes:
+            await node.ended()
+            self.switch.shut(node.name)
 
     async def stop(self, name: str) -> int:
         """Gracefully; the exit code."""
@@ -226,8 +230,9 @@ class Cluster:
 
     def resume(self, *names: str) -> None:
         for name in names:
-            self.nodes[name].paused = False
-            self.nodes[name].send(signal.SIGCONT)
+            if name in self.nodes:  # it may have been removed meanwhile
+                self.nodes[name].paused = False
+                self.nodes[name].send(signal.SIGCONT)
 
     # -- asking ----------------------------------------------------------------------------------------------------
 
@@ -257,16 +262,41 @@ class Cluster:
         return {name: lines for name, node in self._ever.items() if (lines := node.errors())}
 
     async def ask(
-        self, name: str, path: str, *, method: str = "GET", body: Mapping[str, Any] | None = None
+        self,
+        name: str,
+        path: str,
+        *,
+        method: str = "GET",
+        body: Mapping[str, Any] | None = None,
+        seconds: float = ASK_SECONDS_MAX,
     ) -> tuple[int, Any]:
         """(status, JSON) of the node itself, past the switch; (0, None) when it does not answer."""
         assert self._http is not None
         url = f"http://{self.nodes[name].listen}{path}"
+        timeout = aiohttp.ClientTimeout(total=seconds)
         try:
-            async with self._http.request(method, url, json=body) as response:
+            async with self._http.request(method, url, json=body, timeout=timeout) as response:
                 return response.status, await response.json(content_type=None)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
             return 0, None
+
+    async def remove_member(self, name: str) -> None:
+        """An operator says that the node is gone for good; then the name is free. Raises ClusterError.
+
+        A removal is told by the name, so one of which nothing was heard is waited for before the next: it may still be
+        done, and must not hit the node that has the name then.
+        """
+
+        async def removed() -> bool:
+            through = next((other for other in self.running if other != name and not self.nodes[other].paused), None)
+            if through is None:
+                return False
+            status, _ = await self.ask(through, f"/v1/members/{name}", method="DELETE", seconds=REMOVE_SECONDS_MAX)
+            if status == 0:
+                await asyncio.sleep(REMOVE_SECONDS_MAX)
+            return status in (200, 404)
+
+        await until(removed, seconds=REMOVED_SECONDS_MAX, what=f"{name} is removed")
 
     async def leader(self, shard: int) -> str | None:
         """The name of the running node that leads the shard in the highest term, as it believes itself."""

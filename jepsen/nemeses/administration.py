@@ -7,6 +7,8 @@ from jepsen.nemeses.base import Attack, Nemesis
 META_SHARD = 1
 NODES_MAX = 7
 SHARDS_MAX = 24
+NEWCOMER = "a newcomer"
+"""Stands for the node that joins, whose name is not known before."""
 
 
 class Transfer(Nemesis):
@@ -42,27 +44,22 @@ class Membership(Nemesis):
         self._joined: str | None = None
 
     async def strike(self) -> object:
-        if len(self.cluster.names) >= NODES_MAX:
+        """Its replicas are lost when it is removed, so nothing else may be lost as long as it is there."""
+        if len(self.cluster.names) >= NODES_MAX or not self.attack.lose_new(NEWCOMER):
             return None
         self._joined = await self.cluster.join()
         return self._joined
 
     async def mend(self) -> None:
-        """Away with it again: its replicas, if it got some, move back. Where nobody can say so now, it lives on."""
+        """Away with it again, for good; its replicas are made anew elsewhere."""
         joined, self._joined = self._joined, None
         if joined is None:
             return
-        node = self.cluster.nodes[joined]
-        node.retired = True
-        if node.running:
-            await self.cluster.kill(joined)
-        for through in self.cluster.running * 5:
-            status, _ = await self.cluster.ask(through, f"/v1/members/{joined}", method="DELETE")
-            if status in (200, 404):
-                self.cluster.forget(joined)
-                return
-        node.retired = False
-        await self.cluster.start(joined)
+        self.cluster.nodes[joined].retired = True
+        await self.cluster.kill(joined)
+        await self.cluster.remove_member(joined)
+        self.cluster.forget(joined)
+        await self.attack.regain([NEWCOMER])
 
 
 class Split(Nemesis):

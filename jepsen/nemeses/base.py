@@ -2,9 +2,9 @@
 
 Invariant: after `mend` nothing of the fault is left; `mend` may be called again, and after a `strike` that failed.
 Invariant: what to do, to whom and for how long is drawn from the generator alone; only who leads is asked.
-Invariant: at most one node at a time has lost something that it had acknowledged (`lose`), and it is whole again, with
-    all the others, before the next one may: the store promises to survive the loss of a minority, not of one after the
-    other faster than it can copy.
+Invariant: at most one node at a time has lost something that it had acknowledged (`lose`), or is removed with what it
+    has (`lose_new`), and all are whole again before the next one may: the store promises to survive the loss of a
+    minority, not of one after the other faster than it can copy.
 """
 
 from __future__ import annotations
@@ -65,6 +65,13 @@ class Attack:
         chosen = self.pick(1, among)
         self.losing.update(chosen)
         return chosen
+
+    def lose_new(self, name: str) -> bool:
+        """Whether a node that is not there yet may be removed later, replicas and all."""
+        if self.losing:
+            return False
+        self.losing.add(name)
+        return True
 
     async def regain(self, names: list[str]) -> None:
         """Until these, which may have lost something, and all others are whole."""

@@ -258,7 +258,7 @@ async def start_or_replace(cluster: Cluster, name: str) -> None:
     """A node that lost what it can't be without says so and ends; an operator removes it, and starts it anew."""
     node = cluster.nodes[name]
     if not node.data.exists():
-        await remove_member(cluster, name)
+        await cluster.remove_member(name)
     await cluster.start(name)
     node.wanted = False  # it may end by itself now
 
@@ -271,15 +271,6 @@ async def start_or_replace(cluster: Cluster, name: str) -> None:
         if code != DAMAGED_EXIT_CODE:
             raise ClusterError(f"{name} ended with {code} after it had lost something: {node.last_words()}")
         await cluster.kill(name)
-        await remove_member(cluster, name)
+        await cluster.remove_member(name)
         await cluster.start(name)
     node.wanted = True
-
-
-async def remove_member(cluster: Cluster, name: str) -> None:
-    """The old node is gone for good, says an operator; then the name is free."""
-    others = [other for other in cluster.running if other != name]
-    for other in others * 10:
-        status, _ = await cluster.ask(other, f"/v1/members/{name}", method="DELETE")
-        if status in (200, 404):
-            return

@@ -54,6 +54,7 @@ async def test_nobody_loses_anything_before_the_last_one_is_whole_again(tmp_path
     one = attack(tmp_path, 5)
     (loser,) = one.lose()
     assert one.of(random.Random(2)).lose() == []
+    assert not one.lose_new("newcomer")
     assert one.pick() != []  # that may be down for a while, and loses nothing
     cluster: Any = one.cluster
     sound = [{"role": "voter", "match": 10} for _ in range(3)]
@@ -70,6 +71,9 @@ async def test_nobody_loses_anything_before_the_last_one_is_whole_again(tmp_path
         assert not await one._whole({}), wrong
     cluster.rows = [row]
     await one.regain([loser])
+    assert one.lose_new("newcomer")
+    assert one.lose() == []  # the newcomer's replicas are lost when it is removed
+    await one.regain(["newcomer"])
     assert one.lose() != []
 
 
