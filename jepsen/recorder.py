@@ -39,17 +39,19 @@ Apply = Callable[[Op], Awaitable[Answer]]
 
 
 class Recorder:
-    def __init__(self, path: Path, **header: object) -> None:
-        self._file: IO[bytes] = path.open("wb", buffering=0)
+    def __init__(self, to: Path | IO[bytes], *, clock: Callable[[], int] = time.monotonic_ns, **header: object) -> None:
+        """`clock`: ns that only rise."""
+        self._file: IO[bytes] = to.open("wb", buffering=0) if isinstance(to, Path) else to
+        self._clock = clock
         self._writer = HistoryWriter(self._file, **header)
-        self._began = time.monotonic_ns()
+        self._began = clock()
         self._processes = 0
         self.counts: Counter[tuple[str, str]] = Counter()  # (f, ok / fail / info)
         self.faults: Counter[str] = Counter()
 
     def now(self) -> int:
         """ns since the beginning."""
-        return time.monotonic_ns() - self._began
+        return self._clock() - self._began
 
     def process(self) -> int:
         """A number for a client that begins anew."""

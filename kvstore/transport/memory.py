@@ -13,6 +13,7 @@ Called by: simulations and tests.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import random
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
@@ -73,6 +74,13 @@ class MemoryNetwork:
         for end in list(self._ends):
             end.release()
 
+    def uncut(self, source: str, target: str) -> None:
+        """End this cut alone."""
+        self._cuts.pop((source, target), None)
+        for end in list(self._ends):
+            if end.peer_node == source and end.owner.node == target:
+                end.release()
+
     def is_cut(self, source: str, target: str) -> bool:
         return (source, target) in self._cuts
 
@@ -121,7 +129,7 @@ class _End:
         arrival = max(self._last_arrival, self._loop.time() + self._network.latency())
         self._last_arrival = arrival
         self._lane.append((on_arrival, size))
-        self._loop.call_at(arrival, self._arrive)
+        self._loop.call_at(arrival, self._arrive, context=self.owner.context)
 
     def push_frame(self, frame: bytes) -> None:
         self.push(partial(self.owner.deliver, self, frame), len(frame))
@@ -131,7 +139,7 @@ class _End:
         if self._silence is None and self.open:
             settings = self._network.settings
             seconds = settings.beat_seconds * settings.silent_beats_max
-            self._silence = self._loop.call_later(seconds, self.owner.end_closed, self)
+            self._silence = self._loop.call_later(seconds, self.owner.end_closed, self, context=self.owner.context)
 
     def release(self) -> None:
         if self._silence is not None:
@@ -186,6 +194,7 @@ class MemoryTransport:
         self._addresses: dict[str, str] = {}
         self._peers: dict[str, _Peer] = {}
         self._closed = False
+        self.context = contextvars.copy_context()  # what comes from others runs in it: a simulation tells by it whose
         self._bucket = TokenBucket(rate=network.settings.snapshot_bytes_per_second, burst=0)
         self._installs: dict[asyncio.Task[None], tuple[str, bytes]] = {}
 
@@ -334,7 +343,7 @@ class MemoryTransport:
             if self.node < peer.node or self.node not in target._addresses:
                 mine = _End(self, target.node, target.identity.boot)
                 mine.push(partial(self._on_accepted, mine))  # before anything that the other sends
-                target._accept(self, mine)
+                target.context.copy().run(target._accept, self, mine)
             self._try_later(peer, network.settings.hello_seconds_max)
 
     def _accept(self, dialer: MemoryTransport, theirs: _End) -> None:
@@ -425,7 +434,8 @@ class MemoryTransport:
         if len(self._installs) >= self.network.settings.snapshot_streams_max:
             raise SnapshotRefused("busy with other snapshots, try later")
         at = self._handler.snapshot_resume_at(node, header)
-        task = asyncio.ensure_future(_install(self._handler, node, header, stream))
+        install = _install(self._handler, node, header, stream)
+        task = asyncio.get_running_loop().create_task(install, context=self.context.copy())
         stream.installing = task
         self._installs[task] = node, header
         task.add_done_callback(lambda done: self._installs.pop(done, None))
