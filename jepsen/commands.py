@@ -26,7 +26,13 @@ def _run() -> click.Command:
     return run
 
 
-COMMANDS: dict[str, Callable[[], click.Command]] = {"check": _check, "run": _run}
+def _simulate() -> click.Command:
+    from jepsen.simulate_command import simulate
+
+    return simulate
+
+
+COMMANDS: dict[str, Callable[[], click.Command]] = {"check": _check, "run": _run, "simulate": _simulate}
 
 
 class LazyGroup(click.Group):
