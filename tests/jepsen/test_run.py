@@ -48,11 +48,29 @@ def test_all_workloads_are_valid_under_faults(tmp_path: Path) -> None:
     assert set(verdict["workloads"]) == set(WORKLOADS)
     assert sum(verdict["faults"].values()) > 0
     assert verdict["recovery_seconds"] is not None
+    index = (tmp_path / "out" / "index.html").read_text()
     for name, workload in verdict["workloads"].items():
+        assert f'href="{name}.html"' in index
+        assert (tmp_path / "out" / f"{name}.html").exists()
         assert workload["valid"] is True
         assert any(what.endswith(" ok") and count for what, count in workload["operations"].items()), name
         assert (tmp_path / "out" / f"{name}.jsonl").stat().st_size > 0
     assert all((tmp_path / "out" / f"n{number}.log").exists() for number in (1, 2, 3))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(150)
+def test_nothing_is_lost_though_disks_and_clocks_fail(tmp_path: Path) -> None:
+    done = run(
+        "--workload", "register,append,set", "--nemesis", "disk,clock,merge", "--time", "12", "--seed", "5",
+        "--out", str(tmp_path / "out"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    verdict = orjson.loads((tmp_path / "out" / "verdict.json").read_bytes())
+    assert sum(verdict["faults"].values()) > 0
+    assert "merge is skipped" in done.stdout, "what is left out is told"
+    assert not (tmp_path / "out" / "data").exists(), "what nobody will look at is removed"
+    assert not (tmp_path / "out" / "disks").exists(), "a disk is left mounted"
 
 
 def test_a_folder_with_an_old_run_is_not_used_again(tmp_path: Path) -> None:
