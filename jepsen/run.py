@@ -179,7 +179,8 @@ class Run:
         if strikes:
             _, late = await asyncio.wait(strikes, timeout=MEND_SECONDS_MAX)
             if late:
-                raise ClusterError(f"{len(late)} faults could not be mended within {MEND_SECONDS_MAX:.0f} s")
+                names = ", ".join(nemesis.name for nemesis in self._at_work)
+                raise ClusterError(f"not mended within {MEND_SECONDS_MAX:.0f} s: {names}")
 
     async def _recover(self) -> None:
         self._cluster.switch.heal()
