@@ -18,12 +18,12 @@ LACKING = "there are no plots: matplotlib is not installed (pip install 'kvstore
 COLOURS = {Outcome.OK: "#2f5bea", Outcome.FAILED: "#98a1b0", Outcome.UNKNOWN: "#d0731c"}
 WORDS = {Outcome.OK: "answered", Outcome.FAILED: "refused", Outcome.UNKNOWN: "unknown"}
 FAMILIES = (
+    (("wipe", "bit-flip", "truncate", "disk-full", "slow-fsync", "failed-fsync", "lost-writes"), "#8a5a00"),
     (("kill", "pause", "restart", "clock"), "#c8243c"),
     (("partition", "flapping", "slow", "lossy"), "#8a5fe0"),
-    (("wipe", "bit-flip", "truncate", "disk-full", "slow-fsync", "lost-writes"), "#8a5a00"),
     (("",), "#0f9488"),  # what operators do
 )
-"""Beginnings of the names of faults, and their colour."""
+"""Beginnings of the names of faults, and their colour: the first that fits."""
 QUANTILES = ((0.5, "median"), (0.99, "99 %"))
 WINDOW_SECONDS = 1
 LINE_OPERATIONS_MIN = 3

@@ -74,7 +74,7 @@ def _facts(options: Options, outcome: Outcome) -> Iterable[tuple[str, str]]:
     yield "attacked for", f"{options.seconds:g} s"
     yield "operations", f"{outcome.operations:,}"
     yield "faults", str(sum(outcome.faults.values()))
-    yield "recovered in", "not" if outcome.recovery_seconds is None else f"{outcome.recovery_seconds:.1f} s"
+    yield "recovered", "no" if outcome.recovery_seconds is None else f"in {outcome.recovery_seconds:.1f} s"
     if outcome.outages:
         yield "longest without an answer", f"{outcome.outages[0].seconds:.1f} s"
 

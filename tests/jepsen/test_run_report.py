@@ -108,3 +108,9 @@ def test_a_fault_long_past_explains_nothing() -> None:
     steps += [*write(5, 6.5, 6.6), *write(6, 9.0, 9.1)]
     (outage,) = outages.find([history(*steps)])
     assert not outage.explained
+
+
+def test_faults_of_one_kind_have_one_colour() -> None:
+    assert plots.colour_of("slow-fsync") == plots.colour_of("failed-fsync") == plots.colour_of("wipe")
+    assert plots.colour_of("slow") == plots.colour_of("partition-one") != plots.colour_of("slow-fsync")
+    assert plots.colour_of("kill-all") != plots.colour_of("transfer")
