@@ -391,7 +391,7 @@ class Node:
                 continue
             written: asyncio.Future[None] = loop.create_future()
             done = partial(written.set_result, None)
-            host.lifecycle.found(descriptor, conf_state, stamp=self.clock.wall_ms(), done=done)
+            host.lifecycle.found(descriptor, conf_state, done=done)
             await written
         stores.log.set_node_identity(identity)
         logger.info("member of cluster %s", identity.cluster)

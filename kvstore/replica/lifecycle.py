@@ -55,10 +55,12 @@ class Lifecycle:
             elif not self._is_unborn(group, identity):
                 self.core.add(self._load(group))
 
-    def found(
-        self, descriptor: ShardDescriptor, conf_state: ConfState, *, stamp: int, done: Callable[[], None]
-    ) -> None:
-        """Write the first state and log of a founding replica; nothing runs yet. May be done again after a crash."""
+    def found(self, descriptor: ShardDescriptor, conf_state: ConfState, *, done: Callable[[], None]) -> None:
+        """Write the first state and log of a founding replica; nothing runs yet. May be done again after a crash.
+
+        Every founder writes the same state. So it has no stamp: that of this node's own clock would be another one than
+        the others', and would let the same entry be refused as too old by one replica and be done by another.
+        """
         environment = self.environment
         place = descriptor.replica_on(environment.node)
         assert place is not None
@@ -68,7 +70,7 @@ class Lifecycle:
             conf_state,
             applied_index=FOUNDING_INDEX,
             applied_term=FOUNDING_TERM,
-            stamp=stamp,
+            stamp=0,
             store=environment.state_store,
         )
         write = LogWrite(

@@ -189,9 +189,7 @@ class World:
             shards = (*founding_shards(founders), *more_shards(founders, self.more)) if node in self.founders else ()
             for descriptor, conf_state in shards:
                 written: asyncio.Future[None] = loop.create_future()
-                node.host.lifecycle.found(
-                    descriptor, conf_state, stamp=1, done=functools.partial(written.set_result, None)
-                )
+                node.host.lifecycle.found(descriptor, conf_state, done=functools.partial(written.set_result, None))
                 await written
             node.log.close()
             node.states.close()
