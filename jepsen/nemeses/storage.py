@@ -86,8 +86,7 @@ class BitFlip(Damage):
     seconds = (0.0, 2.0)
 
     def lose(self, name: str) -> object:
-        path = self.file(name)
-        places = [(found.start(), found.end()) for found in VALUE.finditer(path.read_bytes())]
+        path, places = self._places(name)
         chosen = self.rng.sample(places, min(len(places), self.rng.randint(1, FLIPS_MAX)))
         with path.open("r+b") as file:
             for begin, end in chosen:
@@ -97,6 +96,15 @@ class BitFlip(Damage):
                 file.seek(at)
                 file.write(bytes((byte ^ (1 << self.rng.randrange(8)),)))
         return [path.parent.name, len(chosen)]
+
+    def _places(self, name: str) -> tuple[Path, list[tuple[int, int]]]:
+        """A file, and where values lie in it. The log has some at any time, the state only once it was flushed."""
+        path = self.file(name)
+        for chosen in (path, self.cluster.nodes[name].data / "log" / "data.mdb"):
+            places = [(found.start(), found.end()) for found in VALUE.finditer(chosen.read_bytes())]
+            if places:
+                return chosen, places
+        return path, []
 
 
 class Truncate(Damage):
