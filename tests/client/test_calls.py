@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from jepsen.sim.loop import simulated
 from kvstore.base.limits import Limits
 from kvstore.client import (
     BatchConflict,
@@ -26,7 +27,6 @@ from kvstore.client.connection import parse_endpoints
 from kvstore.client.keys import prefix_range
 from tests.client.fake_client import client_of
 from tests.client.fake_cluster import Act, Cluster
-from tests.client.virtual_loop import simulated
 
 
 @simulated

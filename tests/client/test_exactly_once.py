@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from jepsen.sim.loop import simulate
 from kvstore.base.errors import Code
 from kvstore.base.operations import Cas, Failure, Put
 from kvstore.client import Client, Conflict, KVError, dispatcher
@@ -24,7 +25,6 @@ from kvstore.client.pending import UNSTAMPED, Pending
 from kvstore.client.retry import final_error
 from tests.client.fake_client import client_of
 from tests.client.fake_cluster import Act, Cluster, Delay, FailEach, Fault, Refuse
-from tests.client.virtual_loop import simulate
 
 CALLERS = 12
 CALLS = 25

@@ -7,12 +7,12 @@ import gc
 
 import pytest
 
+from jepsen.sim.loop import simulated
 from kvstore.base.errors import Code
 from kvstore.client import Client, KVError, Timeout, Unavailable
 from tests.client.fake_client import check_settled, client_of
 from tests.client.fake_cluster import Act, Cluster, Delay, Refuse
 from tests.client.fake_transport import MemoryConnector
-from tests.client.virtual_loop import simulated
 
 
 @simulated

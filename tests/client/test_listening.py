@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 
+from jepsen.sim.loop import simulated
 from kvstore.client.client import Client
 from kvstore.client.route_keeper import (
     LISTEN_AFTER_SECONDS,
@@ -16,7 +17,6 @@ from kvstore.client.route_keeper import (
 )
 from tests.client.fake_client import client_of
 from tests.client.fake_cluster import Cluster
-from tests.client.virtual_loop import simulated
 
 MOMENT = 0.2
 

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from jepsen.sim.loop import simulated
 from kvstore.base.errors import Code
 from kvstore.base.operations import Failure
 from kvstore.base.stream import Mutate
@@ -22,7 +23,6 @@ from kvstore.client import (
 )
 from tests.client.fake_client import client_of
 from tests.client.fake_cluster import Act, Cluster, Delay, FailEach, Fault, Refuse
-from tests.client.virtual_loop import simulated
 
 
 def now() -> float:

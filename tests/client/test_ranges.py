@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jepsen.sim.loop import simulate, simulated
 from kvstore.base.errors import Code
 from kvstore.client import Forbidden, KVError, Timeout
 from tests.client.fake_client import client_of
 from tests.client.fake_cluster import Act, Cluster, Refuse
-from tests.client.virtual_loop import simulate, simulated
 
 KEYS = [f"{letter}{number}" for letter in "abcdefg" for number in range(4)]
 bounds = st.sampled_from(["", *KEYS, "a", "b", "c2x", "g", "zz"])

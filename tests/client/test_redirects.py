@@ -7,6 +7,7 @@ import asyncio
 import msgspec
 import pytest
 
+from jepsen.sim.loop import simulated
 from kvstore.base.errors import Code
 from kvstore.base.operations import Failure
 from kvstore.base.shards import Route
@@ -14,7 +15,6 @@ from kvstore.client import Client, Unavailable
 from tests.client.fake_client import client_of
 from tests.client.fake_cluster import Act, Cluster, FailEach, Refuse
 from tests.client.fake_transport import MemoryConnector
-from tests.client.virtual_loop import simulated
 
 
 def now() -> float:

@@ -60,7 +60,7 @@ def test_good_seeds_are_good(workload: str) -> None:
         assert result.operations > 20
 
 
-@pytest.mark.parametrize("seed", [11, 21])
+@pytest.mark.parametrize("seed", [2, 3])
 def test_founders_whose_clocks_are_far_apart_agree(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A founder's clock must not be a part of the state: one replica refused as too old what others did."""
     from jepsen import simulate_command

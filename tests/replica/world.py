@@ -8,12 +8,13 @@ from __future__ import annotations
 import asyncio
 import functools
 import random
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from jepsen.sim.loop import simulated as simulated
 from kvstore.base.clock import Clock
 from kvstore.base.config import NodeConfig
 from kvstore.base.metrics import Metrics
@@ -33,23 +34,10 @@ from kvstore.transport.hello import Identity
 from kvstore.transport.memory import MemoryNetwork, MemoryTransport
 from kvstore.transport.settings import TransportSettings
 from raft import ConfState, Role
-from tests.client.virtual_loop import VirtualLoop
 
 SHARD = 2
 FIRST_MORE = 10
 Answer = Results | Refused
-
-
-class InlineLoop(VirtualLoop):
-    """What is for a worker thread is done at once."""
-
-    def run_in_executor(self, executor: Any, function: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:  # type: ignore[override]
-        future = self.create_future()
-        try:
-            future.set_result(function(*arguments))
-        except Exception as error:
-            future.set_exception(error)
-        return future
 
 
 class LoopClock:
@@ -235,26 +223,6 @@ def more_shards(founders: Founders, count: int) -> Iterator[tuple[ShardDescripto
         replicas = tuple(Place(node, place) for (_, node, _), place in zip(founders, ids, strict=True))
         shard = ShardDescriptor(id=group, keyspace=group, start=start, end=end, version=1, conf=1, replicas=replicas)
         yield shard, ConfState(voters=ids)
-
-
-def simulated(body: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Makes a test of a coroutine that runs on virtual time and must leave no task and no complaint."""
-
-    @functools.wraps(body)
-    def test(*args: Any, **arguments: Any) -> None:
-        loop = InlineLoop()
-        try:
-            loop.run_until_complete(body(*args, **arguments))
-            left = [task for task in asyncio.all_tasks(loop) if not task.done()]
-            assert not left, f"tasks left behind: {left}"
-            assert not loop.complaints, loop.complaints
-        finally:
-            for task in asyncio.all_tasks(loop):
-                task.cancel()
-            loop.run_until_complete(asyncio.sleep(0))
-            loop.close()
-
-    return test
 
 
 def role(node: SimNode) -> Role:

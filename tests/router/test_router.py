@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import pytest
 
+from jepsen.sim.loop import simulated
 from kvstore.base.config import NodeConfig
 from kvstore.base.errors import (
     Code,
@@ -37,7 +38,6 @@ from kvstore.replica.requests import refusal
 from kvstore.router.forward import Forwarder
 from kvstore.router.router import ShardRouter
 from kvstore.router.shard_map import ShardMap
-from tests.client.virtual_loop import simulated
 
 OK = Results(0, 0, [7])
 MOVED = Results(0, 0, [Failure(int(Code.STALE_ROUTE), "moved")])

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jepsen.sim.loop import simulated
 from kvstore.base.errors import Overloaded
 from kvstore.base.shards import Replica, Route, ShardDescriptor, keyspace_prefix, keyspace_range
 from kvstore.client.routes import RouteTable
@@ -26,7 +27,6 @@ from kvstore.replica.environment import NodeAddress, NodeAddresses
 from kvstore.replica.host_core import HostCore
 from kvstore.router import shard_map as shard_map_module
 from kvstore.router.shard_map import ShardMap
-from tests.client.virtual_loop import simulated
 from tests.gossip.histories import History, Shard, even_shards, node_bytes
 
 ME = 9

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from jepsen.sim.loop import VirtualLoop, simulated
 from kvstore.transport.hello import Identity
 from kvstore.transport.memory import MemoryNetwork, MemoryTransport, Weather
 from kvstore.transport.settings import TransportSettings
-from tests.client.virtual_loop import VirtualLoop, simulated
 from tests.transport.rig import CLUSTER, IDS, Recorder, heartbeat
 
 SETTINGS = TransportSettings()
