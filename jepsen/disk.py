@@ -21,13 +21,13 @@ _NO_LOG_FLUSH = 2  # not even the journal reaches the disk: what was not synced 
 
 
 class Disk:
-    def __init__(self, image: Path, path: Path) -> None:
-        """Makes and mounts it. Raises CalledProcessError."""
+    def __init__(self, image: Path, path: Path, *, size_bytes: int = SIZE_BYTES) -> None:
+        """Makes and mounts it; the image is sparse. Raises CalledProcessError."""
         self._image = image
         self.path = path
         path.mkdir(parents=True)
         image.touch()
-        os.truncate(image, SIZE_BYTES)
+        os.truncate(image, size_bytes)
         _run("mkfs.ext4", "-q", "-F", "-m", "0", str(image))
         self.mount()
 

@@ -50,7 +50,7 @@ async def test_full_disk_refuses_writes_and_takes_deletes(tmp_path: Path) -> Non
         ):
             await kv.put_many({b"key-%d" % n: b"v" * 100 for n in range(100)})
             await _has_reserve(cluster, "n1", True)
-            ballast = disk.fill(leave_bytes=NEARLY_FULL_BYTES)
+            ballast = disk.fill_up(leave_bytes=NEARLY_FULL_BYTES)
             await _tells_full(cluster, "n1", True)
             with pytest.raises(DiskFull) as refused:
                 await kv.put(b"new", b"1", timeout=1)
@@ -61,7 +61,7 @@ async def test_full_disk_refuses_writes_and_takes_deletes(tmp_path: Path) -> Non
             assert await kv.get(b"key-2") == b"v" * 100
 
             _remove(ballast)
-            ballast = disk.fill(leave_bytes=FULL_BYTES)
+            ballast = disk.fill_up(leave_bytes=FULL_BYTES)
             await _has_reserve(cluster, "n1", False)
             assert disk.free_bytes() > FULL_BYTES + DISK_RESERVE_BYTES // 2, "the reserve gave its space"
             assert await kv.delete(b"key-2")
@@ -99,7 +99,7 @@ async def test_leadership_leaves_a_node_whose_disk_is_full(tmp_path: Path) -> No
         async with ProcessCluster(tmp_path, disks={"n1": disk.path}) as cluster:
             await _lead(cluster, "n1")
             async with cluster.client() as kv, Load(kv, pause=0.01) as load:
-                disk.fill(leave_bytes=NEARLY_FULL_BYTES)
+                disk.fill_up(leave_bytes=NEARLY_FULL_BYTES)
                 await _tells_full(cluster, "n1", True)
                 await _moved_away(cluster, "n1")
                 await load.stop()
@@ -121,9 +121,9 @@ async def test_disk_that_is_really_full_ends_the_node_and_loses_nothing(tmp_path
             keys = [b"key-%05d" % n for n in range(4_000)]
             await kv.put_many((key, b"v" * 100) for key in keys)
             await _has_reserve(cluster, "n1", True)
-            ballast = [disk.fill(leave_bytes=FULL_BYTES)]
+            ballast = [disk.fill_up(leave_bytes=FULL_BYTES)]
             await _has_reserve(cluster, "n1", False)  # its space goes, too
-            ballast.append(disk.fill(leave_bytes=0))
+            ballast.append(disk.fill_up(leave_bytes=0))
             deleted: set[bytes] = set()
             unknown: set[bytes] = set()
             for key in keys:
