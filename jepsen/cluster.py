@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import random
 import re
@@ -22,6 +21,7 @@ from typing import Any, Self
 import aiohttp
 
 from jepsen.switch import Switch
+from kvstore.cli.dev_processes import environment, tie_to_parent
 from kvstore.client import Client
 
 PORT = 7_400
@@ -33,7 +33,6 @@ REMOVE_SECONDS_MAX = 8.0
 REMOVED_SECONDS_MAX = 120.0
 POLL_SECONDS = 0.05
 ERROR = re.compile(r" (ERROR|CRITICAL) |^Traceback|^\w*Error\b")
-_PR_SET_PDEATHSIG = 1
 
 
 class ClusterError(Exception):
@@ -81,8 +80,8 @@ class NodeProcess:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=environment_of_nodes() | self.environment,
-                preexec_fn=_die_with_parent(),
+                env=environment(os.environ) | self.environment,
+                preexec_fn=tie_to_parent(),
             )
         self.wanted, self.paused = True, False
         self.starts += 1
@@ -348,11 +347,6 @@ async def until(true: Callable[[], Awaitable[bool]], *, seconds: float, what: st
     return time.monotonic() - began
 
 
-def environment_of_nodes() -> dict[str, str]:
-    """This process's, without what would configure the nodes by the way."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(("KVSTORE_", "KVCTL_"))}
-
-
 def _age(row: dict[str, Any], name: str) -> tuple[int, int, bool]:
     epoch = row["epoch"]
     return epoch["version"], epoch["conf"], row["leader"] == name
@@ -361,12 +355,3 @@ def _age(row: dict[str, Any], name: str) -> tuple[int, int, bool]:
 def _parse(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
     return host, int(port)
-
-
-def _die_with_parent() -> Callable[[], None]:
-    prctl = ctypes.CDLL(None, use_errno=True).prctl  # looked up before the fork: nothing may be loaded in the child
-
-    def in_child() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-
-    return in_child

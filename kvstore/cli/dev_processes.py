@@ -130,7 +130,7 @@ def refuse_busy_ports(nodes: list[NodeProcess]) -> None:
                 ) from None
 
 
-def _tie_to_parent() -> Callable[[], None]:
+def tie_to_parent() -> Callable[[], None]:
     """What the child does between fork and exec: ask to be killed when the parent's main thread ends."""
     prctl = ctypes.CDLL(None, use_errno=True).prctl  # looked up before the fork: nothing may be loaded in the child
     parent = os.getpid()
@@ -168,7 +168,7 @@ class Nodes:
                     stderr=log,
                     env=environment(os.environ),
                     start_new_session=True,
-                    preexec_fn=_tie_to_parent(),
+                    preexec_fn=tie_to_parent(),
                 )
             self._watchers.append(asyncio.create_task(self._watch(node, node.process)))
 

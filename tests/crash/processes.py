@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import signal
 import sys
@@ -19,23 +18,13 @@ from typing import Any, Self
 
 import aiohttp
 
-from kvstore.cli.dev_processes import environment
+from kvstore.cli.dev_processes import environment, tie_to_parent
 from kvstore.client import Client
 from tests.ports import free_port
 
 START_SECONDS_MAX = 30.0
 STOP_SECONDS_MAX = 15.0
 POLL_SECONDS = 0.02
-_PR_SET_PDEATHSIG = 1
-
-
-def _die_with_parent() -> Callable[[], None]:
-    prctl = ctypes.CDLL(None, use_errno=True).prctl  # looked up before the fork: nothing may be loaded in the child
-
-    def in_child() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-
-    return in_child
 
 
 class NodeProcess:
@@ -67,7 +56,7 @@ class NodeProcess:
             self._process = await asyncio.create_subprocess_exec(
                 *command, "--listen", self.address, *self._flags, *flags,
                 stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
-                env=environment(os.environ), preexec_fn=_die_with_parent(),
+                env=environment(os.environ), preexec_fn=tie_to_parent(),
             )  # fmt: skip
 
     def send(self, number: signal.Signals) -> None:
