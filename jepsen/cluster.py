@@ -7,12 +7,9 @@ Invariant: a node that ends without having been told to is a failure of the run 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
 import random
 import re
 import signal
-import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,8 +17,8 @@ from typing import Any, Self
 
 import aiohttp
 
+from jepsen.serve_process import ServeProcess
 from jepsen.switch import Switch
-from kvstore.cli.dev_processes import environment, tie_to_parent
 from kvstore.client import Client
 
 PORT = 7_400
@@ -39,13 +36,11 @@ class ClusterError(Exception):
     """The cluster did not do what every cluster must: start, recover, end when told."""
 
 
-class NodeProcess:
-    """One `kvstore serve`; its output, over all its lives, is in `log`."""
+class NodeProcess(ServeProcess):
+    """A node behind the switch: where it listens is not where it is known."""
 
     def __init__(self, name: str, folder: Path, *, listen: str, advertise: str, flags: Sequence[str]) -> None:
-        self.name = name
-        self.data = folder / "data" / name
-        self.log = folder / f"{name}.log"
+        super().__init__(name, data=folder / "data" / name, log=folder / f"{name}.log")
         self.listen = listen
         self.advertise = advertise
         self.flags = list(flags)
@@ -54,49 +49,22 @@ class NodeProcess:
         self.paused = False
         self.retired = False  # to be removed for good: nobody starts it any more
         self.starts = 0
-        self._process: asyncio.subprocess.Process | None = None
-
-    @property
-    def pid(self) -> int:
-        assert self._process is not None
-        return self._process.pid
-
-    @property
-    def running(self) -> bool:
-        return self._process is not None and self._process.returncode is None
 
     @property
     def crashed(self) -> bool:
         return self.wanted and not self.running
 
     async def start(self) -> None:
-        assert not self.running, f"{self.name} runs already"
-        command = [sys.executable, "-m", "kvstore.cli", "serve", "--name", self.name, "--data", str(self.data)]
-        command += ["--listen", self.listen, "--advertise", self.advertise, *self.flags]
         self.data.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("ab") as log:
-            self._process = await asyncio.create_subprocess_exec(
-                *command,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=environment(os.environ) | self.environment,
-                preexec_fn=tie_to_parent(),
-            )
+        addresses = ("--listen", self.listen, "--advertise", self.advertise)
+        await self.launch(*addresses, *self.flags, surroundings=self.environment)
         self.wanted, self.paused = True, False
         self.starts += 1
 
-    def send(self, number: signal.Signals) -> None:
-        if self.running:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, number)
-
     async def ended(self) -> int:
         """Its exit code, negative for a signal."""
-        assert self._process is not None
         try:
-            async with asyncio.timeout(STOP_SECONDS_MAX):
-                return await self._process.wait()
+            return await self.exit_code(STOP_SECONDS_MAX)
         except TimeoutError:
             raise ClusterError(f"{self.name} does not end") from None
 

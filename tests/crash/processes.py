@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +16,7 @@ from typing import Any, Self
 
 import aiohttp
 
-from kvstore.cli.dev_processes import environment, tie_to_parent
+from jepsen.serve_process import ServeProcess
 from kvstore.client import Client
 from tests.ports import free_port
 
@@ -27,48 +25,22 @@ STOP_SECONDS_MAX = 15.0
 POLL_SECONDS = 0.02
 
 
-class NodeProcess:
-    """One `kvstore serve`; its output is in `log`, over all its lives."""
+class NodeProcess(ServeProcess):
+    """A node at a port of this machine."""
 
     def __init__(self, name: str, folder: Path, *, port: int, flags: Sequence[str], disk: Path | None = None) -> None:
         """`folder`: where the log goes to, and the data directory, called like the node, if it is not on `disk`."""
-        self.name = name
+        super().__init__(name, data=(disk or folder) / name, log=folder / f"{name}.log")
         self.address = f"127.0.0.1:{port}"
-        self.data = (disk or folder) / name
-        self.log = folder / f"{name}.log"
         self._flags = list(flags)
-        self._process: asyncio.subprocess.Process | None = None
-
-    @property
-    def pid(self) -> int:
-        assert self._process is not None
-        return self._process.pid
-
-    @property
-    def running(self) -> bool:
-        return self._process is not None and self._process.returncode is None
 
     async def start(self, *flags: str) -> None:
         """Begin to run; `flags` come behind those given at first. It is not ready yet."""
-        assert not self.running, f"{self.name} runs already"
-        command = (sys.executable, "-m", "kvstore.cli", "serve", "--name", self.name, "--data", str(self.data))
-        with self.log.open("ab") as log:
-            self._process = await asyncio.create_subprocess_exec(
-                *command, "--listen", self.address, *self._flags, *flags,
-                stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
-                env=environment(os.environ), preexec_fn=tie_to_parent(),
-            )  # fmt: skip
-
-    def send(self, number: signal.Signals) -> None:
-        if self.running:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, number)
+        await self.launch("--listen", self.address, *self._flags, *flags)
 
     async def ended(self, seconds: float = STOP_SECONDS_MAX) -> int:
         """Its exit code, negative for a signal. Raises TimeoutError."""
-        assert self._process is not None
-        async with asyncio.timeout(seconds):
-            return await self._process.wait()
+        return await self.exit_code(seconds)
 
     async def kill(self) -> None:
         self.send(signal.SIGKILL)
